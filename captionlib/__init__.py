@@ -1,0 +1,1 @@
+"""Image captioning models and what belongs to them; usable without Ray."""

@@ -1,0 +1,199 @@
+"""Settings of a captioner, as frozen dataclasses: what a checkpoint's `config.json` holds.
+
+Each default stands here and nowhere else. `from_dict` rejects unknown keys, so that a misspelt setting or a
+checkpoint of a later version fails by name and not by a wrong result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+SquareMode = Literal["squash", "center_crop", "pad"]
+FeatureKind = Literal["grid", "pooled", "logits"]
+EncoderKind = Literal["efficientnet_lite", "torchvision", "timm", "vectors"]
+DecoderKind = Literal["lstm_init", "lstm_attention", "lstm_adaptive", "transformer"]
+AttentionKind = Literal["additive", "dot", "scaled_dot", "general", "multi_head"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an upright RGB image becomes the encoder's input. Belongs to the encoder's weights."""
+
+    size: int = 224
+    """Side of the square input, in pixels."""
+    square: SquareMode = "squash"
+    """How an oblong image is made square: scale both sides, crop the middle, or pad with the mean colour."""
+    mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
+    """Subtracted from each channel's value in [0, 255]."""
+    std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    """Then each channel is divided by this."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"preprocessing.size must be at least 1 pixel, got {self.size}")
+        if min(self.std) <= 0:
+            raise ValueError(f"preprocessing.std must be positive, got {self.std}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which network turns pixels into features, and which of its outputs are the features."""
+
+    kind: EncoderKind = "efficientnet_lite"
+    """`vectors` is no network: features are given ready-made."""
+    name: str = "efficientnet_lite0"
+    """The architecture's name in its library, such as `resnet50` or `efficientnet_lite0`."""
+    features: FeatureKind = "grid"
+    """`grid`: (B, N, D), the last stage's positions; `pooled`: (B, 1, D); `logits`: (B, 1, classes)."""
+    feature_dim: int = 1280
+    """D. Set from the network when an encoder is built by name."""
+    num_positions: int = 49
+    """N."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The network that turns features into words."""
+
+    kind: DecoderKind = "lstm_attention"
+    attention: AttentionKind = "additive"
+    """Which attention looks at the features (LSTM with attention only)."""
+    projection_dim: int = 512
+    """Features are projected to this width and layer-normalised before anything else; 0 leaves them as they are."""
+    hidden_dim: int = 512
+    """Width of the LSTM's state, or of the transformer."""
+    embedding_dim: int = 300
+    """Width of a word's vector (LSTM decoders)."""
+    attention_dim: int = 512
+    """Width of the space in which additive attention compares query and keys."""
+    num_heads: int = 8
+    """Heads of multi-head attention and of the transformer."""
+    num_layers: int = 2
+    """Layers of the transformer."""
+    dropout: float = 0.5
+    tie_weights: bool = True
+    """The output layer's word vectors are the input embedding's (Press & Wolf 2017)."""
+    gate: bool = True
+    """Scale the context by a gate computed from the state (Xu et al. 2015, section 4.2.1)."""
+    max_tokens: int = 40
+    """Longest caption that the decoder can represent, `<eos>` included (transformer positions)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"decoder.dropout must be in [0, 1), got {self.dropout}")
+        for name in ("hidden_dim", "embedding_dim", "attention_dim", "num_heads", "num_layers", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"decoder.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How captions are found. Part of what makes two runs the same."""
+
+    method: Literal["greedy", "sample", "beam"] = "beam"
+    beam_width: int = 3
+    num_captions: int = 1
+    """Captions per image: the best of the beam, or independent samples."""
+    max_tokens: int = 24
+    """Longest caption in words."""
+    min_tokens: int = 0
+    """`<eos>` is forbidden before this many words."""
+    length_penalty: float = 0.0
+    """Hypotheses are ranked by log-probability / length ** length_penalty."""
+    no_repeat_ngram: int = 0
+    """No n-gram of this order occurs twice in a caption; 0 switches it off."""
+    allow_unk: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    """Sample among the k most probable words; 0 means all."""
+    top_p: float = 1.0
+    """Sample among the smallest set of words whose probability reaches this (Holtzman et al. 2020)."""
+    diversity_groups: int = 1
+    """Groups of diverse beam search (Vijayakumar et al. 2018); must divide `beam_width`."""
+    diversity_strength: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in ("greedy", "sample", "beam"):
+            raise ValueError(f"search.method must be greedy, sample or beam, got {self.method!r}")
+        for name in ("beam_width", "num_captions", "max_tokens", "diversity_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"search.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("min_tokens", "no_repeat_ngram", "top_k"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"search.{name} must not be negative, got {getattr(self, name)}")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"search.min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
+        if self.length_penalty < 0:
+            raise ValueError(f"search.length_penalty must not be negative, got {self.length_penalty}")
+        if self.temperature <= 0:
+            raise ValueError(f"search.temperature must be positive, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"search.top_p must be in (0, 1], got {self.top_p}")
+        if self.method == "greedy" and self.num_captions > 1:
+            raise ValueError(
+                f"greedy search has one caption per image, {self.num_captions} were asked for: "
+                "use beam or sample"
+            )
+        if self.method == "beam" and self.num_captions > self.beam_width:
+            raise ValueError(
+                f"search.num_captions {self.num_captions} exceeds beam_width {self.beam_width}: widen the beam"
+            )
+        if self.beam_width % self.diversity_groups:
+            raise ValueError(
+                f"search.diversity_groups {self.diversity_groups} must divide beam_width {self.beam_width}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides a captioner but its weights and its vocabulary."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain dicts, lists and numbers, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], data: dict[str, Any], where: str = "") -> T:
+    """The inverse of `to_dict`. `where` names the place in error messages.
+
+    Raises:
+        ValueError: an unknown key, by name and place; or a value that the dataclass refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(
+            f"{where or cls.__name__}: unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(sorted(hints))}"
+        )
+    values = {name: _convert(hints[name], value, f"{where}{name}.") for name, value in data.items()}
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where.rstrip('.')}: expected a group of settings, got {value!r}")
+        return from_dict(hint, value, where)
+    origin = typing.get_origin(hint)
+    if origin is Literal and value not in typing.get_args(hint):
+        raise ValueError(f"{where.rstrip('.')}: {value!r} is none of {typing.get_args(hint)}")
+    if origin is tuple:
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and origin is None and not isinstance(hint, types.UnionType):
+        if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+            raise ValueError(f"{where.rstrip('.')}: expected {hint.__name__}, got {value!r}")
+    return value

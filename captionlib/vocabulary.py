@@ -1,0 +1,75 @@
+"""The vocabulary: tokenised captions → the numbers that decoders work on, and back."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+SPECIAL_WORDS = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+
+class Vocabulary:
+    """Words numbered from 0; the first four are the special ones.
+
+    Args:
+        words: all words in the order of their ids, special ones first.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        if tuple(words[: len(SPECIAL_WORDS)]) != SPECIAL_WORDS:
+            raise ValueError(f"a vocabulary begins with {SPECIAL_WORDS}, this one with {tuple(words[:4])}")
+        self.words = list(words)
+        self._ids = {word: index for index, word in enumerate(self.words)}
+        if len(self._ids) != len(self.words):
+            repeated = [word for word, count in Counter(self.words).items() if count > 1]
+            raise ValueError(f"words that occur twice in the vocabulary: {repeated[:5]}")
+
+    @classmethod
+    def build(
+        cls, captions: Iterable[Sequence[str]], *, min_count: int = 1, max_size: int | None = None
+    ) -> Vocabulary:
+        """The words of tokenised captions, most frequent first, then in alphabetical order.
+
+        Args:
+            min_count: rarer words are left out, and become `<unk>`.
+            max_size: most words kept, special ones included.
+        """
+        counts = Counter(word for caption in captions for word in caption)
+        frequent = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS]
+        frequent.sort(key=lambda word: (-counts[word], word))
+        words = [*SPECIAL_WORDS, *frequent]
+        if len(words) == len(SPECIAL_WORDS):
+            raise ValueError(f"no word occurs {min_count} times or more: the vocabulary would be empty")
+        return cls(words[:max_size])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._ids
+
+    def encode(self, tokens: Iterable[str]) -> list[int]:
+        """Ids of the words, `<unk>` for those not known; no `<bos>` or `<eos>` is added."""
+        return [self._ids.get(token, UNK) for token in tokens]
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Words up to the first `<eos>`; `<bos>` and `<pad>` are left out."""
+        words = []
+        for index in ids:
+            if index == EOS:
+                break
+            if index not in (PAD, BOS):
+                words.append(self.words[index])
+        return words
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON: {"words": [...]} in the order of the ids."""
+        Path(path).write_text(json.dumps({"words": self.words}, ensure_ascii=False, indent=0), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Read what `save` wrote."""
+        return cls(json.loads(Path(path).read_text(encoding="utf-8"))["words"])
