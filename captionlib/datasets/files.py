@@ -1,0 +1,117 @@
+"""The files of a dataset, local or behind an fsspec URL: where they are, and their text by line number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from captionlib.datasets.records import DatasetError, join_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a dataset is and which part is wanted. Paths may be fsspec URLs."""
+
+    root: str | None = None
+    """The dataset's folder, in its usual layout; supplies whatever is not given explicitly."""
+    captions_file: str | None = None
+    images_root: str | None = None
+    """The folder that image names in the captions file are relative to."""
+    split: str = "all"
+    """`train`, `dev`, `test` or `all`."""
+    split_file: str | None = None
+    """The names of the images of `split`, one per line."""
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or folder."""
+    filesystem, plain = fsspec.core.url_to_fs(path)
+    return bool(filesystem.exists(plain))
+
+
+def locate(given: str | None, root: str | None, candidates: Sequence[str], what: str, setting: str) -> str:
+    """The path that was given, or the first of a layout's candidates that exists under `root`.
+
+    `what` says what the file should be, `setting` how to name another one; both go into the error.
+
+    Raises:
+        DatasetError: there is no such file.
+    """
+    if given is not None:
+        if not exists(given):
+            raise DatasetError(f"{given}: not found; {setting} should be {what}")
+        return given
+    if root is None or not candidates:
+        remedy = ", or root for the dataset's usual layout" if candidates else ""
+        raise DatasetError(f"not given: {what}; set {setting}{remedy}")
+    if not exists(root):
+        raise DatasetError(f"{root}: not found; root should be the dataset's folder")
+    for candidate in candidates:
+        path = join_path(root, candidate)
+        if exists(path):
+            return path
+    raise DatasetError(
+        f"{root}: {' and '.join(candidates)} not found; that should be {what}. Or set {setting}"
+    )
+
+
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark; `.gz`, `.bz2`, `.xz` are decompressed.
+
+    Raises:
+        DatasetError: no such file, or not UTF-8 (by line).
+    """
+    try:
+        with fsspec.open(path, "rb", compression="infer") as file:
+            data: bytes = file.read()
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: not found") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DatasetError(f"{path}:{line}: not UTF-8 text; convert the file, such as with iconv") from None
+
+
+def read_lines(path: str) -> Iterator[tuple[str, str]]:
+    """`(file:line, text)` of each line that is not blank, without its line end."""
+    # Not splitlines(): that also breaks at characters which captions from the web hold, such as U+2028.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", line.rstrip("\r")
+
+
+def read_names(path: str) -> list[str]:
+    """The lines of a split file: image names.
+
+    Raises:
+        DatasetError: a name that stands there twice; no name at all.
+    """
+    seen: dict[str, str] = {}
+    for where, line in read_lines(path):
+        name = line.strip()
+        if name in seen:
+            raise DatasetError(f"{where}: {name!r} is listed twice, first at {seen[name]}")
+        seen[name] = where
+    if not seen:
+        raise DatasetError(f"{path}: empty; expected one image name per line")
+    return list(seen)
+
+
+def read_json_object(path: str) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        DatasetError: not JSON (by line), or not an object.
+    """
+    try:
+        data = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    if not isinstance(data, dict):
+        raise DatasetError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data

@@ -1,0 +1,90 @@
+"""What every dataset reader returns: one record per image, grouped from the rows of a captions file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+SPLITS = ("train", "dev", "test")
+SPLIT_SYNONYMS = {
+    "val": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    # Karpathy & Fei-Fei keep the part of COCO's val2014 that is neither dev nor test apart under this name;
+    # the field trains on both, so that "train" has 113,287 images.
+    "restval": "train",
+}
+
+
+class DatasetError(ValueError):
+    """A captions file is missing or says something impossible. The message begins with the file and line."""
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """An image and what people wrote about it."""
+
+    path: str
+    """Path or fsspec URL (`s3://bucket/x.jpg`) of the image."""
+    captions: tuple[str, ...]
+    """At least one, none empty; runs of white space are one space; otherwise as written."""
+    split: str | None = None
+    """`train`, `dev` or `test`; None where the dataset does not say."""
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """One caption as a file gives it."""
+
+    where: str
+    """`file:line`, for error messages."""
+    name: str
+    """The image's name as the file gives it."""
+    caption: str
+    split: str | None = None
+
+
+def canonical_split(name: str, where: str) -> str:
+    """`val` and `validation` are `dev`; `restval` is `train`. Raises `DatasetError` for an unknown name."""
+    split = SPLIT_SYNONYMS.get(name.strip().lower(), name.strip().lower())
+    if split not in SPLITS:
+        raise DatasetError(f"{where}: unknown split {name!r}; known: {', '.join((*SPLITS, *SPLIT_SYNONYMS))}")
+    return split
+
+
+def join_path(root: str | None, name: str) -> str:
+    """`name` under `root`; an absolute path or a URL stays as it is."""
+    if not name:
+        return root or ""
+    if not root or name.startswith("/") or "://" in name:
+        return name
+    return f"{root.rstrip('/')}/{name}"
+
+
+def group_by_image(rows: Iterable[CaptionRow], images_root: str | None) -> dict[str, CaptionedImage]:
+    """Rows of one image joined into its record, keyed by the image's name, in order of first appearance.
+
+    Raises:
+        DatasetError: an empty name or caption; an image that is in two splits.
+    """
+    captions: dict[str, list[str]] = {}
+    splits: dict[str, str | None] = {}
+    for row in rows:
+        name, caption = row.name.strip(), " ".join(row.caption.split())
+        if not name:
+            raise DatasetError(f"{row.where}: no image name")
+        if not caption:
+            raise DatasetError(f"{row.where}: empty caption of {name!r}; remove the line, or write a caption")
+        captions.setdefault(name, []).append(caption)
+        if splits.setdefault(name, row.split) != row.split:
+            raise DatasetError(f"{row.where}: {name!r} is in two splits, {splits[name]} and {row.split}")
+    return {
+        name: CaptionedImage(join_path(images_root, name), tuple(texts), splits[name])
+        for name, texts in captions.items()
+    }
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """The first few names, for an error message."""
+    listed = list(names)
+    return ", ".join(listed[:limit]) + (", …" if len(listed) > limit else "")

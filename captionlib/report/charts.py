@@ -1,0 +1,171 @@
+"""Bar and line charts as inline SVG, for a report's page: they follow its colours, dark or light.
+
+Sizes are in the SVG's own units; on a page a chart is 320 to 560 CSS pixels wide, so that text stays legible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from markupsafe import Markup
+
+WIDTH, HEIGHT = 440, 230
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 40
+PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+MAX_POINTS = 240
+"""More points than this in a line are averaged in groups: a curve of a million steps stays small."""
+MAX_MARKS = 40
+"""Up to so many points are marked, and tell their value under the pointer."""
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A drawn chart with its title and, where it has several lines, their names."""
+
+    title: str
+    svg: Markup
+    legend: Sequence[str] = ()
+
+
+def bar_chart(title: str, counts: Mapping[int, int], *, x_label: str) -> Chart:
+    """A histogram over whole numbers. Numbers between the least and the greatest that are missing count 0."""
+    if not counts:
+        raise ValueError(f"chart {title!r} has no bars")
+    first, last = min(counts), max(counts)
+    y_ticks = ticks(0, max(counts.values()))
+    step = PLOT_WIDTH / (last - first + 1)
+    gap = min(3.0, 0.15 * step)
+    parts = [_grid(y_ticks)]
+    label_every = math.ceil(20 / step)
+    for position, number in enumerate(range(first, last + 1)):
+        count = counts.get(number, 0)
+        height = PLOT_HEIGHT * count / y_ticks[-1]
+        x, y = LEFT + position * step, TOP + PLOT_HEIGHT - height
+        parts.append(
+            Markup(
+                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="{:.1f}">'
+                "<title>{} {}: {:,}</title></rect>"
+            ).format(x + gap / 2, y, step - gap, height, min(2.0, height / 2), number, x_label, count)
+        )
+        if position % label_every == 0:
+            parts.append(_text(x + step / 2, TOP + PLOT_HEIGHT + 16, str(number), "middle"))
+    parts.append(_text(LEFT + PLOT_WIDTH / 2, HEIGHT - 6, x_label, "middle"))
+    return Chart(title=title, svg=_svg(title, parts))
+
+
+def line_chart(
+    title: str, lines: Mapping[str, Sequence[Point]], *, x_label: str, from_zero: bool = False
+) -> Chart:
+    """Lines over a common axis, by name. Points that are not finite are left out.
+
+    Args:
+        title: stands above the chart.
+        lines: (x, y) points in order of x.
+        x_label: stands below the axis.
+        from_zero: both axes begin at 0, and the area under the first line is filled.
+    """
+    drawn = {name: _thin(_finite(points)) for name, points in lines.items()}
+    drawn = {name: points for name, points in drawn.items() if points}
+    if not drawn:
+        raise ValueError(f"chart {title!r} has no finite points")
+    xs = [x for points in drawn.values() for x, _ in points]
+    ys = [y for points in drawn.values() for _, y in points]
+    x_low, x_high = 0 if from_zero else min(xs), max(xs)
+    x_ticks, y_ticks = ticks(x_low, x_high, 6), ticks(0 if from_zero else min(ys), max(ys))
+    if all(x == round(x) for x in xs):  # steps, epochs
+        x_ticks = [tick for tick in x_ticks if tick == round(tick)]
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def place(point: Point) -> Point:
+        across = (point[0] - x_low) / (x_high - x_low) if x_high > x_low else 0.5
+        up = (point[1] - y_low) / (y_high - y_low)
+        return LEFT + PLOT_WIDTH * across, TOP + PLOT_HEIGHT * (1 - up)
+
+    parts = [_grid(y_ticks)]
+    for number, (name, points) in enumerate(drawn.items()):
+        placed = [place(point) for point in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        if from_zero and number == 0:
+            floor = TOP + PLOT_HEIGHT
+            area = f"{placed[0][0]:.1f},{floor} {path} {placed[-1][0]:.1f},{floor}"
+            parts.append(Markup('<polygon class="area" points="{}"/>').format(area))
+        parts.append(Markup('<polyline class="line s{}" points="{}"/>').format(number % 4, path))
+        for (x, y), point in zip(placed, points, strict=True) if len(points) <= MAX_MARKS else ():
+            parts.append(
+                Markup(
+                    '<circle class="mark s{}" cx="{:.1f}" cy="{:.1f}" r="2.6">'
+                    "<title>{} at {} {}: {:.4g}</title></circle>"
+                ).format(number % 4, x, y, name, x_label, plain(point[0]), point[1])
+            )
+    for tick in x_ticks:
+        if x_low <= tick <= x_high:
+            parts.append(_text(place((tick, y_low))[0], TOP + PLOT_HEIGHT + 16, compact(tick), "middle"))
+    parts.append(_text(LEFT + PLOT_WIDTH / 2, HEIGHT - 6, x_label, "middle"))
+    return Chart(title=title, svg=_svg(title, parts), legend=list(drawn) if len(drawn) > 1 else [])
+
+
+def ticks(low: float, high: float, target: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) from at or below `low` to at or above `high`."""
+    if high <= low:
+        margin = abs(low) * 0.1 or 1.0
+        low, high = (low, low + 1) if low == 0 else (low - margin, low + margin)
+    rough = (high - low) / target
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def compact(value: float) -> str:
+    """A number in few characters: 1.5M, 20k, 0.25, 4e-4."""
+    if 0 < abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    for limit, divisor, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / divisor:.4g}{suffix}"
+    return f"{value:,.4g}"
+
+
+def plain(value: float) -> str:
+    """A number of steps or epochs, whole where it is."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
+
+
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def _thin(points: list[Point]) -> list[Point]:
+    size = math.ceil(len(points) / MAX_POINTS)
+    if size <= 1:
+        return points
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups]
+
+
+def _svg(title: str, parts: Sequence[Markup]) -> Markup:
+    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, title)
+    return head + Markup("").join(parts) + Markup("</svg>")
+
+
+def _grid(y_ticks: Sequence[float]) -> Markup:
+    parts = []
+    for tick in y_ticks:
+        y = TOP + PLOT_HEIGHT * (1 - (tick - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]))
+        parts.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                LEFT, WIDTH - RIGHT, y, y
+            )
+        )
+        parts.append(_text(LEFT - 7, y + 4, compact(tick), "end"))
+    return Markup("").join(parts)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
