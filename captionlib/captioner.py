@@ -1,0 +1,46 @@
+"""The captioner: encoder and decoder as one module, parts passed in; normalised images → captions as word ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from captionlib.config import SearchConfig
+from captionlib.search import Hypothesis, search
+
+
+class Captioner(nn.Module):
+    """An encoder's features, a decoder's words.
+
+    Args:
+        encoder: normalised images (B, 3, H, W) → features (B, N, D); None where features are given ready-made.
+        decoder: satisfies `captionlib.decoders.Decoder`.
+    """
+
+    def __init__(self, encoder: nn.Module | None, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    @torch.inference_mode()
+    def encode(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) → features (B, N, D)."""
+        if self.encoder is None:
+            raise ValueError("this captioner was trained on ready-made features and has no encoder for images")
+        return self.encoder(images)
+
+    @torch.inference_mode()
+    def caption_features(
+        self,
+        features: Tensor,
+        config: SearchConfig,
+        image_ids: Sequence[int] | None = None,
+        *,
+        keep_attention: bool = False,
+    ) -> list[list[Hypothesis]]:
+        """Features (B, N, D) → per image its captions, best first. The module should be in evaluation mode."""
+        memory = self.decoder.memory(features)
+        start = self.decoder.start(memory)
+        return search(self.decoder.step, start, memory, config, image_ids, keep_attention=keep_attention)

@@ -1,0 +1,138 @@
+"""The contract between decoders and their two users: training (`forward`) and search (`memory`, `start`, `step`).
+
+Features become a *memory* once per image and are never copied per beam; a *state* has one row per beam.
+
+Shapes: B images, N positions, D feature width, K rows per image (captions in training, beams in search),
+R = B * K rows with the K rows of an image side by side, T tokens, V words in the vocabulary, M words to predict.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from captionlib.vocabulary import PAD
+
+Memory = dict[str, Tensor]
+"""What is computed from an image once. Dimension 0 of every tensor is the image."""
+
+State = dict[str, Tensor]
+"""What changes with each word. Dimension 0 of every tensor is the row. Where the decoder has attention,
+`"attention"` holds the last step's weights (R, N)."""
+
+
+class DecoderOutput(NamedTuple):
+    """What teacher forcing gives: a row per word to be predicted, `<eos>` included and `<pad>` left out.
+
+    Captions differ in length by a factor of two; computing the padding would double the work.
+    """
+
+    logits: Tensor
+    """(M, V): scores of the word that follows."""
+    targets: Tensor
+    """(M,) int64: that word, in the same order."""
+    attention: Tensor | None
+    """(B, K, N): the weights summed over a caption's words, of a decoder that has attention."""
+
+
+class Decoder(Protocol):
+    """A language model that looks at an image."""
+
+    def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
+        """Score given captions: features (B, N, D), tokens (B, K, T) `<bos>` words `<eos>` and `<pad>`.
+
+        Args:
+            teacher_forcing: probability with which a step's input is the given word, not the model's own
+                choice (scheduled sampling, Bengio et al. 2015). Random per word, from torch's generator.
+        """
+
+    def memory(self, features: Tensor) -> Memory:
+        """(B, N, D) → what every step needs of the images."""
+
+    def start(self, memory: Memory) -> State:
+        """The state before `<bos>`, one row per image."""
+
+    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
+        """Last words (R,) int64 → log-probabilities of the next (R, V), and the state behind them."""
+
+
+class FeatureProjection(nn.Module):
+    """Features (B, N, D) → (B, N, projection_dim), layer-normalised; or as they are, when the width is 0."""
+
+    def __init__(self, feature_dim: int, projection_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.out_dim = projection_dim or feature_dim
+        self.layers: nn.Module = nn.Identity()
+        if projection_dim:
+            self.layers = nn.Sequential(
+                nn.Linear(feature_dim, projection_dim), nn.LayerNorm(projection_dim), nn.Dropout(dropout)
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)
+
+
+class WordTable(nn.Module):
+    """The vectors of the words: ids → embeddings at a decoder's input, vectors → logits at its output.
+
+    Tied, both are one table (Press & Wolf 2017). It starts small (standard deviation 0.05): started at 1, as
+    `nn.Embedding` does, the first logits are in the tens and training does not recover.
+    """
+
+    def __init__(self, vocabulary_size: int, embedding_dim: int, *, tied: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, embedding_dim, padding_idx=PAD)
+        nn.init.normal_(self.embedding.weight, std=0.05)
+        self.output_weight = None if tied else nn.Parameter(torch.randn(vocabulary_size, embedding_dim) * 0.05)
+        self.output_bias = nn.Parameter(torch.zeros(vocabulary_size))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Word ids (...) → vectors (..., E)."""
+        return self.embedding(tokens)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Vectors (..., E) → scores of all words (..., V)."""
+        weight = self.embedding.weight if self.output_weight is None else self.output_weight
+        return F.linear(x, weight, self.output_bias)
+
+
+def choose_inputs(given: Tensor, logits: Tensor, teacher_forcing: float) -> Tensor:
+    """Scheduled sampling: each given word (...,) is kept with probability `teacher_forcing`, or else drawn from
+    the model's own distribution `logits` (..., V) (Bengio et al. 2015, section 2.4)."""
+    keep = torch.rand(given.shape, device=given.device) < teacher_forcing
+    drawn = torch.multinomial(logits.detach().flatten(0, -2).softmax(-1), 1).view_as(given)
+    return torch.where(keep, given, drawn)
+
+
+class LongestFirst:
+    """Captions put in an order in which those that still go on at step t are nearly a rectangle.
+
+    Images are sorted by their longest caption and captions within an image by length, so that step t of a
+    recurrent decoder needs rows `[:images(t), :captions(t)]` only: slices, which cost nothing.
+
+    Args:
+        tokens: (B, K, T) int64, `<bos>` words `<eos>`, then `<pad>`; a missing caption is all `<pad>`.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        lengths = (tokens != PAD).sum(dim=-1).sub_(1).clamp_(min=0)  # (B, K) words to predict
+        self.image_order = lengths.amax(dim=1).argsort(descending=True, stable=True)  # (B,)
+        tokens, lengths = tokens[self.image_order], lengths[self.image_order]
+        lengths, self.caption_order = lengths.sort(dim=1, descending=True, stable=True)  # (B, K)
+        self.tokens = tokens.gather(1, self.caption_order.unsqueeze(-1).expand_as(tokens))
+        steps = torch.arange(int(lengths.max()), device=lengths.device)
+        self.active = lengths.unsqueeze(-1) > steps  # (B, K, T - 1)
+        self.num_images = self.active[:, 0].sum(dim=0).tolist()
+        self.num_captions = self.active.any(dim=0).sum(dim=0).tolist()
+
+    def restore(self, x: Tensor) -> Tensor:
+        """(B, K, ...) in this order → in the order of the tokens that were given."""
+        restored = torch.empty_like(x)
+        by_image = torch.empty_like(x)
+        index = self.caption_order.view(*self.caption_order.shape, *[1] * (x.dim() - 2)).expand_as(x)
+        by_image.scatter_(1, index, x)
+        restored[self.image_order] = by_image
+        return restored

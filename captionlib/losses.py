@@ -1,0 +1,51 @@
+"""Losses: a decoder's logits and the captions that they should have been → sums and counts.
+
+Sums and counts, not means, so that workers whose captions differ in length merge by addition.
+
+Shapes: B images, K captions per image, M words to predict, N positions, V words in the vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """What one batch adds to the loss."""
+
+    objective: Tensor
+    """Scalar with gradient: what training minimises, summed over words (label smoothing included)."""
+    cross_entropy: Tensor
+    """Scalar: the sum of -log p(word), natural log, without smoothing."""
+    num_words: int
+    """Words predicted, `<eos>` among them."""
+
+
+def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> LossSums:
+    """Cross-entropy of the next word.
+
+    Args:
+        logits: (M, V), a row per word to be predicted.
+        targets: (M,) int64.
+        label_smoothing: share of the probability that goes to all words alike (Szegedy et al. 2016, section 7).
+    """
+    logits = logits.float()
+    objective = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+    plain = objective.detach()
+    if label_smoothing:
+        plain = F.cross_entropy(logits.detach(), targets, reduction="sum")
+    return LossSums(objective, plain, targets.numel())
+
+
+def doubly_stochastic_penalty(attention: Tensor) -> Tensor:
+    """Sum over captions of Σ_i (1 - Σ_t α_ti)²: every place should be looked at about once (Xu et al. 2015, eq. 14).
+
+    Args:
+        attention: weights summed over each caption's words (B, K, N); a missing caption's are all 0.
+    """
+    exists = attention.detach().sum(dim=-1, keepdim=True) > 0  # (B, K, 1)
+    return ((1 - attention) ** 2 * exists).sum()

@@ -1,0 +1,1 @@
+"""What training is made of, without Ray: batches, schedules, optimizers, the step."""

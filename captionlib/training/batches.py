@@ -1,0 +1,118 @@
+"""Batches: features and encoded captions → the tensors of one step, the same for any number of workers.
+
+An epoch's order is drawn from (seed, epoch) alone. Each step's images are cut from that order and then split
+over the workers, so one worker and eight see the same steps, and a resumed run goes on where it stopped.
+
+Shapes: B images of this worker, K captions per image, T words with `<bos>` and `<eos>`, N positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captionlib.vocabulary import BOS, EOS, PAD
+
+CaptionChoice = Literal["all", "random", "first", "longest", "shortest"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a step."""
+
+    features: Tensor
+    """(B, N, D) float32."""
+    tokens: Tensor
+    """(B, K, T) int64: `<bos>` words `<eos>`, then `<pad>`. A missing caption is all `<pad>`."""
+    images: np.ndarray
+    """(B,) positions of the images in the data set, for error messages."""
+    num_words: int
+    """Words to be learnt in the whole step, over all workers: what sums over words are divided by."""
+    num_captions: int
+    """Captions in the whole step, likewise."""
+
+
+class CaptionBatches:
+    """Draws the steps of each epoch.
+
+    Args:
+        views: arrays (images, N, D) of the same images seen differently (as they are, mirrored, ...): each
+            image of a step is taken from one of them at random.
+        rows: for each image of the data set, its position in the views.
+        captions: for each image of the data set, its captions as word ids.
+        images_per_step: over all workers together.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[np.ndarray],
+        rows: np.ndarray,
+        captions: Sequence[Sequence[Sequence[int]]],
+        *,
+        images_per_step: int,
+        choice: CaptionChoice = "all",
+        max_tokens: int = 30,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(rows) != len(captions):
+            raise ValueError(f"{len(rows)} images but {len(captions)} lists of captions")
+        self.views, self.rows = views, rows
+        self.captions = [[list(caption[:max_tokens]) for caption in of_image] for of_image in captions]
+        self.images_per_step, self.choice, self.seed = images_per_step, choice, seed
+        self.rank, self.world_size = rank, world_size
+        smallest_step = len(rows) // len(self) if len(rows) else 0
+        if smallest_step < world_size:
+            raise ValueError(
+                f"steps of {smallest_step} images do not give each of {world_size} workers one: "
+                "use fewer workers, or raise images_per_step"
+            )
+
+    def __len__(self) -> int:
+        """Steps per epoch. Their sizes differ by one image at most, so that no step is a small remainder."""
+        return -(-len(self.rows) // self.images_per_step)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This worker's batches of one epoch, from `first_step` on."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        steps = np.array_split(order, len(self))
+        for step, images in enumerate(steps[first_step:], start=first_step):
+            rng = np.random.default_rng([self.seed, epoch, step])
+            chosen = [self._choose(self.captions[i], rng) for i in images]
+            view = rng.integers(len(self.views), size=len(images))
+            share = np.array_split(np.arange(len(images)), self.world_size)[self.rank]
+            features = np.stack([self.views[view[j]][self.rows[images[j]]] for j in share])
+            yield Batch(
+                features=torch.from_numpy(features.astype(np.float32)),
+                tokens=pad_captions([chosen[j] for j in share]),
+                images=images[share],
+                num_words=sum(len(caption) + 1 for captions in chosen for caption in captions),
+                num_captions=sum(len(captions) for captions in chosen),
+            )
+
+    def _choose(self, captions: Sequence[list[int]], rng: np.random.Generator) -> list[list[int]]:
+        if self.choice == "all":
+            return list(captions)
+        if self.choice == "random":
+            return [captions[int(rng.integers(len(captions)))]]
+        if self.choice == "first":
+            return [captions[0]]
+        pick = max if self.choice == "longest" else min
+        return [pick(captions, key=len)]
+
+
+def pad_captions(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Captions of B images → (B, K, T) int64 with `<bos>`, `<eos>` and `<pad>`; K and T are the largest there."""
+    num_captions = max(len(of_image) for of_image in captions)
+    length = max(len(caption) for of_image in captions for caption in of_image) + 2
+    tokens = torch.full((len(captions), num_captions, length), PAD)
+    for b, of_image in enumerate(captions):
+        for k, caption in enumerate(of_image):
+            tokens[b, k, : len(caption) + 2] = torch.tensor([BOS, *caption, EOS])
+    return tokens

@@ -1,0 +1,188 @@
+"""The learner: batches → updates of a decoder's weights; with all that a resumed run needs to go on exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captionlib.losses import LossSums, caption_loss, doubly_stochastic_penalty
+from captionlib.training.batches import Batch
+from captionlib.training.optimizers import build_optimizer, learning_rate_factor, teacher_forcing_ratio
+from captionlib.training.settings import TrainingSettings
+
+
+class NonFiniteLossError(ValueError):
+    """The loss became infinite or NaN; the weights are those before that step."""
+
+
+class Learner:
+    """A decoder, its optimizer and its averaged weights.
+
+    Args:
+        model: the decoder as training calls it: `model(features, tokens, teacher_forcing)`; it may be wrapped
+            for data-parallel training.
+        decoder: the same decoder without the wrapper.
+        settings: how to train.
+        steps_per_epoch: optimizer steps of an epoch.
+        world_size: workers. Gradients of wrapped models are averaged over them, and sums are what is wanted.
+        autocast: dtype of the forward pass; None computes in float32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decoder: nn.Module,
+        settings: TrainingSettings,
+        *,
+        steps_per_epoch: int,
+        world_size: int = 1,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.decoder, self.settings = model, decoder, settings
+        self.steps_per_epoch, self.world_size, self.autocast = steps_per_epoch, world_size, autocast
+        self.num_steps = steps_per_epoch * settings.epochs
+        self.optimizer = build_optimizer(decoder.parameters(), settings.optimizer)
+        self.step_number = 0
+        self.average: dict[str, Tensor] | None = None
+        if settings.ema_decay:
+            self.average = {name: value.detach().clone() for name, value in decoder.state_dict().items()}
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        factor = learning_rate_factor(
+            self.step_number,
+            steps_per_epoch=self.steps_per_epoch,
+            num_steps=self.num_steps,
+            settings=self.settings.optimizer,
+        )
+        return self.settings.optimizer.learning_rate * factor
+
+    @property
+    def teacher_forcing(self) -> float:
+        """The share of given words in the next step."""
+        epoch = self.step_number // self.steps_per_epoch
+        return teacher_forcing_ratio(epoch, epochs=self.settings.epochs, settings=self.settings.teacher_forcing)
+
+    def step(self, batch: Batch) -> tuple[float, int]:
+        """Learn one batch; this worker's sum of cross-entropy (nats) and count of words.
+
+        Raises:
+            NonFiniteLossError: before the weights are touched.
+        """
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        cross_entropy = torch.zeros((), device=_device(self.decoder))
+        num_words = 0
+        parts = self._parts(batch)
+        for number, (features, tokens) in enumerate(parts):
+            with self._gradient_sync(last=number == len(parts) - 1):
+                objective, sums = self._loss(features, tokens, batch)
+                # Wrapped models average gradients over the workers, where the step's objective is their sum.
+                (objective * self.world_size).backward()
+            cross_entropy += sums.cross_entropy
+            num_words += sums.num_words
+        self._check_finite(cross_entropy, batch)
+        if self.settings.optimizer.clip_norm:
+            norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), self.settings.optimizer.clip_norm)
+            self._check_finite(norm, batch)
+        self.optimizer.step()
+        self.step_number += 1
+        self._update_average()
+        return float(cross_entropy), num_words
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """Sum of cross-entropy (nats) and count of words under teacher forcing, without learning."""
+        self.decoder.eval()
+        device = _device(self.decoder)
+        tokens = batch.tokens.to(device)
+        output = self.decoder(batch.features.to(device), tokens)
+        sums = caption_loss(output.logits, output.targets)
+        return float(sums.cross_entropy), sums.num_words
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """A context in which the decoder has its averaged weights, where they are kept."""
+        if self.average is None:
+            yield
+            return
+        own = {name: value.clone() for name, value in self.decoder.state_dict().items()}
+        self.decoder.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self.decoder.load_state_dict(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs, random generators included."""
+        return {
+            "decoder": self.decoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step_number": self.step_number,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.decoder.load_state_dict(state["decoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = state["average"]
+        self.step_number = state["step_number"]
+        torch.set_rng_state(state["rng"].cpu())
+
+    def _loss(self, features: Tensor, tokens: Tensor, batch: Batch) -> tuple[Tensor, LossSums]:
+        """A part's share of the step's objective, and its sums."""
+        enabled = self.autocast is not None
+        with torch.autocast(features.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled):
+            output = self.model(features, tokens, self.teacher_forcing)
+        sums = caption_loss(output.logits, output.targets, self.settings.label_smoothing)
+        objective = sums.objective / batch.num_words
+        if self.settings.doubly_stochastic:
+            if output.attention is None:
+                raise ValueError("doubly_stochastic needs a decoder with attention: set it to 0")
+            penalty = doubly_stochastic_penalty(output.attention) / batch.num_captions
+            objective = objective + self.settings.doubly_stochastic * penalty
+        return objective, sums
+
+    def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        device = _device(self.decoder)
+        features, tokens = batch.features.to(device), batch.tokens.to(device)
+        parts = min(self.settings.accumulation, len(features))
+        return list(zip(features.tensor_split(parts), tokens.tensor_split(parts), strict=True))
+
+    def _gradient_sync(self, *, last: bool) -> Any:
+        """Workers exchange gradients once per step, with the last part."""
+        no_sync: Callable[[], Any] | None = getattr(self.model, "no_sync", None)
+        return contextlib.nullcontext() if last or no_sync is None else no_sync()
+
+    def _check_finite(self, value: Tensor, batch: Batch) -> None:
+        if not math.isfinite(float(value)):
+            raise NonFiniteLossError(
+                f"the loss is {float(value)} at step {self.step_number} (images {batch.images[:8].tolist()}...): "
+                "the weights are as before it. Lower --optimizer.learning-rate, or look at those images' features"
+            )
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        # Early on the average would remember the random start: let it follow faster (as in Tensorflow's EMA).
+        decay = min(self.settings.ema_decay, (1 + self.step_number) / (10 + self.step_number))
+        for name, value in self.decoder.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

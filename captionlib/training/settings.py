@@ -1,0 +1,86 @@
+"""Settings of training that belong to learning, not to the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """Which optimizer, and how its learning rate moves."""
+
+    kind: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    learning_rate: float = 1.2e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    """SGD and RMSProp."""
+    schedule: Literal["constant", "cosine", "linear", "step"] = "cosine"
+    """How the learning rate falls after warm-up, over the whole run."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from 0."""
+    step_epochs: int = 3
+    """`step`: epochs between falls."""
+    step_factor: float = 0.5
+    """`step`: what each fall multiplies by."""
+    clip_norm: float = 5.0
+    """Gradients of a larger global norm are scaled down to it; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
+        if self.clip_norm < 0:
+            raise ValueError(f"optimizer.clip_norm must not be negative, got {self.clip_norm}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherForcingSettings:
+    """How often a step's input is the given word (scheduled sampling, Bengio et al. 2015, section 2.4)."""
+
+    schedule: Literal["constant", "linear", "exponential", "inverse_sigmoid"] = "constant"
+    start: float = 1.0
+    """Share of given words in the first epoch (`constant`: in all)."""
+    end: float = 0.75
+    """`linear`: share in the last epoch; the others never fall below it."""
+    rate: float = 0.95
+    """`exponential`: the factor k per epoch; `inverse_sigmoid`: k in k / (k + exp(epoch / k))."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"teacher_forcing.{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """One training run."""
+
+    epochs: int = 8
+    images_per_step: int = 25
+    """Images of one optimizer step over all workers together: a run means the same on 1 worker and on 8."""
+    captions: Literal["all", "random", "first", "longest", "shortest"] = "all"
+    """Which of an image's captions a step learns. `all` projects the features once for all of them."""
+    accumulation: int = 1
+    """Parts into which a worker cuts its share of a step, to need less memory; the result is the same."""
+    label_smoothing: float = 0.1
+    doubly_stochastic: float = 0.0
+    """Weight of the attention penalty (Xu et al. 2015, eq. 14), per caption."""
+    max_tokens: int = 30
+    """Longer captions are cut to this many words."""
+    min_count: int = 3
+    """Words that occur less often in the training captions become <unk>."""
+    ema_decay: float = 0.0
+    """Decay per step of the averaged weights that are evaluated and exported; 0 uses the weights themselves."""
+    seed: int = 0
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    teacher_forcing: TeacherForcingSettings = field(default_factory=TeacherForcingSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "images_per_step", "accumulation", "max_tokens", "min_count"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")

@@ -1,0 +1,108 @@
+"""What a person sees while training runs: worker 0's steps and epochs, on the terminal of whoever started the job.
+
+Workers may be on other machines, whose output Ray would mix with its own. So worker 0 posts events to a small
+actor, and a thread beside the driver's wait prints them: a live bar in a terminal, plain lines elsewhere.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from jobs.progress import SECONDS_BETWEEN_LINES, format_seconds
+
+_POLL_SECONDS = 0.5
+
+
+class Board:
+    """The events that worker 0 has posted and the driver has not yet taken. Runs as a Ray actor without a CPU."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def post(self, event: dict[str, Any]) -> None:
+        """Add an event."""
+        self.events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All events since the last call."""
+        events, self.events = self.events, []
+        return events
+
+
+class TrainProgress:
+    """Prints a run's progress for as long as the `with` lasts. `board` is the actor handle for the workers."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self.board = ray.remote(num_cpus=0)(Board).remote()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._bar: Any = None
+        self._task: Any = None
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def __enter__(self) -> TrainProgress:
+        if sys.stderr.isatty():
+            self._start_bar()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _watch(self) -> None:
+        import ray
+
+        last = False
+        while not last:
+            last = self._stop.wait(_POLL_SECONDS)  # after the end, once more for what came meanwhile
+            try:
+                for event in ray.get(self.board.take.remote(), timeout=5):
+                    self._show(event)
+            except ray.exceptions.RayError:
+                return  # the cluster is gone, and the driver will say so
+
+    def _show(self, event: dict[str, Any]) -> None:
+        if "text" in event:
+            self._say(event["text"])
+            return
+        text = f"loss {event['loss']:.3f}, {event['captions_per_second']:,.0f} captions/s"
+        left = format_seconds(event["seconds_left"]) + " left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=event["step"], total=event["num_steps"], text=text, left=left)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            place = f"epoch {event['epoch']}/{event['epochs']}, step {event['step']:,}/{event['num_steps']:,}"
+            self._say(f"{place}, {text}, {left}")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _start_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("training", total=None, text="starting the workers", left="")
+        self._bar.start()
