@@ -38,10 +38,13 @@ def train(settings: TrainSettings) -> int:
     """Check everything that can be known, train on Ray, and export the best epoch; the exit status."""
     from jobs.train_data import prepare
     from jobs.train_export import export_best
-    from jobs.train_run import check_run, fit
+    from jobs.train_run import BEST, check_run, fit
 
     prepared = prepare(settings)
-    check_run(settings)
+    if check_run(settings):
+        directory = "/".join((*settings.storage(), BEST))
+        print(f"Nothing to do: the run is finished, its best checkpoint is {directory}")
+        return 0
     print(prepared.summary(), file=sys.stderr, flush=True)
     result = fit(settings, prepared)
     directory = export_best(settings, prepared, result)

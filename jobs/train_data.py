@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from captionlib.config import EncoderConfig, ModelConfig
+from captionlib.checkpoints import Checkpoint, load_checkpoint
+from captionlib.config import EncoderConfig, ModelConfig, to_dict
 from captionlib.datasets import CaptionedImage, read_dataset
 from captionlib.features import FeatureStore, open_features
 from captionlib.text import tokenize
@@ -68,10 +69,29 @@ def prepare(settings: TrainSettings) -> Prepared:
         check_views(store, open_features(url), url)
     train = read_split(settings, store, settings.data.train_split)
     dev = read_split(settings, store, settings.data.dev_split)
-    vocabulary = Vocabulary.build(
-        (caption for image in train.tokens for caption in image), min_count=settings.training.min_count
-    )
+    if settings.start_from is not None:
+        vocabulary = starting_point(settings).vocabulary
+    else:
+        words = (caption for image in train.tokens for caption in image)
+        vocabulary = Vocabulary.build(words, min_count=settings.training.min_count)
     return Prepared(settings, store.encoder, store.fingerprint, vocabulary, train, dev)
+
+
+def starting_point(settings: TrainSettings) -> Checkpoint:
+    """The checkpoint to start from.
+
+    Raises:
+        ValueError: its decoder is another one than the settings ask for.
+    """
+    assert settings.start_from is not None
+    checkpoint = load_checkpoint(settings.start_from)
+    if checkpoint.model.decoder != settings.decoder:
+        theirs, ours = to_dict(checkpoint.model.decoder), to_dict(settings.decoder)
+        differing = [
+            f"decoder.{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in ours if ours[key] != theirs[key]
+        ]
+        raise ValueError(f"{settings.start_from} cannot be started from: {'; '.join(differing)}")
+    return checkpoint
 
 
 def check_views(store: FeatureStore, other: FeatureStore, url: str) -> None:

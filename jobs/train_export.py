@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from captionlib.captioner import Captioner
-from captionlib.checkpoints import save_checkpoint, weights_fingerprint
+from captionlib.checkpoints import CONFIG, save_checkpoint, weights_fingerprint
 from captionlib.config import to_dict
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder
 from jobs.train_data import Prepared
 from jobs.train_loop import STATE
+from jobs.train_run import BEST
 from jobs.train_settings import TrainSettings
 
 
@@ -60,12 +61,13 @@ def export_best(settings: TrainSettings, prepared: Prepared, result: Any) -> str
             card=_model_card(settings, prepared, training),
         )
         fs, root = fsspec.core.url_to_fs(run)
-        fs.makedirs(f"{root}/best", exist_ok=True)
-        for file in sorted(Path(directory).iterdir()):
-            fs.put_file(str(file), f"{root}/best/{file.name}")
+        fs.makedirs(f"{root}/{BEST}", exist_ok=True)
         with fs.open(f"{root}/metrics.json", "w") as stream:
             json.dump(history, stream, indent=2)
-    return f"{run}/best"
+        # config.json comes last: a folder that has it is complete.
+        for file in sorted(Path(directory).iterdir(), key=lambda file: file.name == CONFIG):
+            fs.put_file(str(file), f"{root}/{BEST}/{file.name}")
+    return f"{run}/{BEST}"
 
 
 def _model_card(settings: TrainSettings, prepared: Prepared, training: dict[str, Any]) -> str:

@@ -13,14 +13,16 @@ import torch
 import torch.distributed as dist
 
 from captionlib.captioner import Captioner
+from captionlib.checkpoints import load_weights
 from captionlib.decoders import build_decoder
 from captionlib.features import FeatureStore, open_features
-from captionlib.metrics import score_captions
+from captionlib.metrics import CiderD, score_captions
 from captionlib.text import detokenize
 from captionlib.training.batches import CaptionBatches
 from captionlib.training.learner import Learner
+from captionlib.training.self_critical import SelfCritic
 from captionlib.vocabulary import PAD, Vocabulary
-from jobs.train_data import Split, read_split
+from jobs.train_data import Split, read_split, starting_point
 from jobs.train_settings import TrainSettings
 
 STATE = "state.pt"
@@ -49,6 +51,11 @@ def train_worker(config: dict[str, Any]) -> None:
 
     torch.manual_seed(settings.training.seed)  # every worker starts from the same weights
     decoder = build_decoder(settings.decoder, store.encoder.feature_dim, len(vocabulary)).to(device)
+    if settings.start_from is not None:
+        weights = starting_point(settings).weights
+        prefix = "decoder."
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        load_weights(decoder, own, settings.start_from)
     model = torch.nn.parallel.DistributedDataParallel(decoder) if world_size > 1 else decoder
     learner = Learner(
         model,
@@ -57,6 +64,7 @@ def train_worker(config: dict[str, Any]) -> None:
         steps_per_epoch=len(batches),
         world_size=world_size,
         autocast=torch.bfloat16 if device.type == "cuda" else None,
+        critic=_critic(settings, train, vocabulary),
     )
     torch.manual_seed(settings.training.seed + 1 + rank)  # but drops out differently
     first_epoch, history = _resume(learner, rank)
@@ -80,6 +88,19 @@ def train_worker(config: dict[str, Any]) -> None:
         if rank == 0:
             _post(config, {"text": _describe(row, settings)})
         _report(learner, row, history, rank, world_size)
+
+
+def _critic(settings: TrainSettings, train: Split, vocabulary: Vocabulary) -> SelfCritic | None:
+    """What rewards captions, where the settings give rewards a weight."""
+    if not settings.training.self_critical.weight:
+        return None
+    return SelfCritic(
+        CiderD.from_references(train.tokens, eos=True),
+        vocabulary,
+        num_samples=settings.training.self_critical.num_samples,
+        max_tokens=settings.search.max_tokens,
+        seed=settings.training.seed,
+    )
 
 
 def make_batches(

@@ -12,13 +12,18 @@ from jobs.pipeline import RaySession
 from jobs.train_data import Prepared
 from jobs.train_settings import TrainSettings
 
+BEST = "best"
+"""The folder of the exported checkpoint, in the run's folder; written when the run is finished."""
 _SETTINGS_FILE = "settings.json"
 # What may differ between a run and its resumption: it changes where the work is done, not what is learnt.
 _MAY_DIFFER = ("address", "num_workers", "cpus_per_worker", "use_gpu", "max_failures", "run", "config")
 
 
-def check_run(settings: TrainSettings) -> None:
+def check_run(settings: TrainSettings) -> bool:
     """The run's folder can be written, and holds no run of other settings; its settings are stored there.
+
+    Returns:
+        Whether the run has been finished before.
 
     Raises:
         ValueError: what differs, or why it can't be written.
@@ -36,10 +41,11 @@ def check_run(settings: TrainSettings) -> None:
                     f"{settings.run} holds a run of other settings ({'; '.join(differing[:3])}): "
                     "train into another folder, or delete that one"
                 )
-            return
+            return bool(fs.exists(f"{root}/{BEST}/config.json"))
         fs.makedirs(root, exist_ok=True)
         with fs.open(path, "w") as stream:
             json.dump(mine, stream, indent=2)
+        return False
     except OSError as error:
         raise ValueError(f"the run's folder {settings.run} cannot be written: {error}") from error
 

@@ -38,6 +38,8 @@ class TrainSettings:
     already holds a run of the same settings is gone on with."""
     also_features: tuple[str, ...] = ()
     """Further features of the same images, such as mirrored ones; each step takes one or the other."""
+    start_from: str | None = None
+    """A checkpoint whose decoder and words to start from, such as another run's `best`."""
     data: DataSettings = field(default_factory=DataSettings)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingSettings = field(default_factory=TrainingSettings)

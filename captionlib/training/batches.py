@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captionlib.vocabulary import BOS, EOS, PAD
@@ -35,6 +36,8 @@ class Batch:
     """Words to be learnt in the whole step, over all workers: what sums over words are divided by."""
     num_captions: int
     """Captions in the whole step, likewise."""
+    num_images: int
+    """Images in the whole step."""
 
 
 class CaptionBatches:
@@ -94,6 +97,7 @@ class CaptionBatches:
                 images=images[share],
                 num_words=sum(len(caption) + 1 for captions in chosen for caption in captions),
                 num_captions=sum(len(captions) for captions in chosen),
+                num_images=len(images),
             )
 
     def _choose(self, captions: Sequence[list[int]], rng: np.random.Generator) -> list[list[int]]:
@@ -116,3 +120,10 @@ def pad_captions(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         for k, caption in enumerate(of_image):
             tokens[b, k, : len(caption) + 2] = torch.tensor([BOS, *caption, EOS])
     return tokens
+
+
+def side_by_side(tokens: Tensor, others: Tensor) -> Tensor:
+    """(B, K, T) and (B, K', T') captions of the same images → (B, K + K', the longer T)."""
+    length = max(tokens.shape[-1], others.shape[-1])
+    padded = [F.pad(part, (0, length - part.shape[-1]), value=PAD) for part in (tokens, others)]
+    return torch.cat(padded, dim=1)

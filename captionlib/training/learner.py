@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from captionlib.losses import LossSums, caption_loss, doubly_stochastic_penalty
-from captionlib.training.batches import Batch
+from captionlib.training.batches import Batch, pad_captions, side_by_side
 from captionlib.training.optimizers import build_optimizer, learning_rate_factor, teacher_forcing_ratio
+from captionlib.training.self_critical import SelfCritic, self_critical_loss
 from captionlib.training.settings import TrainingSettings
 
 
@@ -31,6 +33,7 @@ class Learner:
         steps_per_epoch: optimizer steps of an epoch.
         world_size: workers. Gradients of wrapped models are averaged over them, and sums are what is wanted.
         autocast: dtype of the forward pass; None computes in float32.
+        critic: draws and rewards captions, where `settings.self_critical` has a weight.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class Learner:
         steps_per_epoch: int,
         world_size: int = 1,
         autocast: torch.dtype | None = None,
+        critic: SelfCritic | None = None,
     ) -> None:
         self.model, self.decoder, self.settings = model, decoder, settings
         self.steps_per_epoch, self.world_size, self.autocast = steps_per_epoch, world_size, autocast
+        self.critic = critic
         self.num_steps = steps_per_epoch * settings.epochs
         self.optimizer = build_optimizer(decoder.parameters(), settings.optimizer)
         self.step_number = 0
@@ -70,7 +75,7 @@ class Learner:
         return teacher_forcing_ratio(epoch, epochs=self.settings.epochs, settings=self.settings.teacher_forcing)
 
     def step(self, batch: Batch) -> tuple[float, int]:
-        """Learn one batch; this worker's sum of cross-entropy (nats) and count of words.
+        """Learn one batch; this worker's sum of cross-entropy (nats) and count of words of the given captions.
 
         Raises:
             NonFiniteLossError: before the weights are touched.
@@ -82,9 +87,9 @@ class Learner:
         cross_entropy = torch.zeros((), device=_device(self.decoder))
         num_words = 0
         parts = self._parts(batch)
-        for number, (features, tokens) in enumerate(parts):
+        for number, (features, tokens, images) in enumerate(parts):
             with self._gradient_sync(last=number == len(parts) - 1):
-                objective, sums = self._loss(features, tokens, batch)
+                objective, sums = self._loss(features, tokens, images, batch)
                 # Wrapped models average gradients over the workers, where the step's objective is their sum.
                 (objective * self.world_size).backward()
             cross_entropy += sums.cross_entropy
@@ -139,25 +144,37 @@ class Learner:
         self.step_number = state["step_number"]
         torch.set_rng_state(state["rng"].cpu())
 
-    def _loss(self, features: Tensor, tokens: Tensor, batch: Batch) -> tuple[Tensor, LossSums]:
-        """A part's share of the step's objective, and its sums."""
+    def _loss(self, features: Tensor, tokens: Tensor, images: np.ndarray, batch: Batch) -> tuple[Tensor, LossSums]:
+        """A part's share of the step's objective, and the sums over its given captions."""
+        num_given = tokens.shape[1]
+        samples = None
+        if self.critic is not None:
+            samples = self.critic.samples(self.decoder, features, images.tolist(), self.step_number)
+            # Given and drawn captions go through the decoder side by side, so that features are projected once.
+            tokens = side_by_side(tokens, pad_captions(samples.captions).to(tokens.device))
         enabled = self.autocast is not None
         with torch.autocast(features.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled):
             output = self.model(features, tokens, self.teacher_forcing)
-        sums = caption_loss(output.logits, output.targets, self.settings.label_smoothing)
+        given = output.captions % tokens.shape[1] < num_given  # (M,)
+        sums = caption_loss(output.logits[given], output.targets[given], self.settings.label_smoothing)
         objective = sums.objective / batch.num_words
+        if samples is not None:
+            share = self.settings.self_critical.weight
+            drawn = self_critical_loss(output, ~given, samples, num_given) * len(images) / batch.num_images
+            objective = (1 - share) * objective + share * drawn
         if self.settings.doubly_stochastic:
             if output.attention is None:
                 raise ValueError("doubly_stochastic needs a decoder with attention: set it to 0")
-            penalty = doubly_stochastic_penalty(output.attention) / batch.num_captions
+            penalty = doubly_stochastic_penalty(output.attention[:, :num_given]) / batch.num_captions
             objective = objective + self.settings.doubly_stochastic * penalty
         return objective, sums
 
-    def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor, np.ndarray]]:
         device = _device(self.decoder)
         features, tokens = batch.features.to(device), batch.tokens.to(device)
         parts = min(self.settings.accumulation, len(features))
-        return list(zip(features.tensor_split(parts), tokens.tensor_split(parts), strict=True))
+        images = np.array_split(batch.images, parts)
+        return list(zip(features.tensor_split(parts), tokens.tensor_split(parts), images, strict=True))
 
     def _gradient_sync(self, *, last: bool) -> Any:
         """Workers exchange gradients once per step, with the last part."""

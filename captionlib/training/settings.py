@@ -53,6 +53,23 @@ class TeacherForcingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelfCriticalSettings:
+    """Learning from the score of the decoder's own captions (Rennie et al. 2017). For a decoder that can
+    caption already: start from a checkpoint."""
+
+    weight: float = 0.0
+    """Share of the objective; the rest is cross-entropy, which keeps the sentences whole. 0 switches it off."""
+    num_samples: int = 5
+    """Captions drawn per image and step."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"self_critical.weight must be in [0, 1], got {self.weight}")
+        if self.num_samples < 2:
+            raise ValueError(f"self_critical.num_samples must be at least 2, got {self.num_samples}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """One training run."""
 
@@ -75,6 +92,7 @@ class TrainingSettings:
     seed: int = 0
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     teacher_forcing: TeacherForcingSettings = field(default_factory=TeacherForcingSettings)
+    self_critical: SelfCriticalSettings = field(default_factory=SelfCriticalSettings)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "images_per_step", "accumulation", "max_tokens", "min_count"):
@@ -84,3 +102,6 @@ class TrainingSettings:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        forcing = self.teacher_forcing
+        if self.self_critical.weight and (forcing.schedule != "constant" or forcing.start < 1):
+            raise ValueError("self-critical training scores whole captions: it needs constant teacher forcing of 1")

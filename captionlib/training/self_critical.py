@@ -1,0 +1,101 @@
+"""Self-critical training: the decoder's own captions and their rewards → a loss that raises what scored well.
+
+Rennie et al. 2017 (arXiv:1612.00563) with the baseline of Luo 2020 (arXiv:2003.09971): each of an image's samples is
+held against the mean of the others. The reward is CIDEr-D with `<eos>` as a word of caption and references alike;
+without it, ending in the middle of a phrase costs nothing, and most captions learn to.
+
+Shapes: B images, K samples per image, N positions, D feature width, M words to predict, M' of them in samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captionlib.captioner import Captioner
+from captionlib.config import SearchConfig
+from captionlib.decoders import DecoderOutput
+from captionlib.metrics import CiderD
+from captionlib.vocabulary import EOS, SPECIAL_WORDS, Vocabulary
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the decoder said of a batch, and how well that was."""
+
+    captions: list[list[list[int]]]
+    """Per image K captions as word ids, without `<bos>` and `<eos>`."""
+    advantages: np.ndarray
+    """(B, K) float: reward minus the mean reward of the image's other samples."""
+    mean_reward: float
+
+
+class SelfCritic:
+    """Draws captions and rewards them.
+
+    Args:
+        reward: CIDEr-D against the training captions, `<eos>` included, its keys the images' positions.
+        vocabulary: the decoder's.
+        num_samples: captions drawn per image.
+        max_tokens: longest caption drawn.
+        seed: of the draws.
+    """
+
+    def __init__(self, reward: CiderD, vocabulary: Vocabulary, *, num_samples: int, max_tokens: int, seed: int) -> None:
+        self.reward, self.vocabulary = reward, vocabulary
+        self.num_samples, self.max_tokens, self.seed = num_samples, max_tokens, seed
+
+    def samples(self, decoder: torch.nn.Module, features: Tensor, images: Sequence[int], step: int) -> Samples:
+        """Draw and reward captions for features (B, N, D) of the images at these positions of the data set."""
+        # Every step draws anew, and a resumed run draws the same.
+        config = SearchConfig(
+            method="sample",
+            num_captions=self.num_samples,
+            max_tokens=self.max_tokens,
+            seed=self.seed + 1_000_003 * (step + 1),
+        )
+        decoder.eval()
+        found = Captioner(None, decoder).caption_features(features, config, images)
+        decoder.train()
+        hypotheses = [hypothesis for of_image in found for hypothesis in of_image]
+        end = SPECIAL_WORDS[EOS]
+        words = [self.vocabulary.decode(h.tokens) + [end] * h.finished for h in hypotheses]
+        keys = [int(image) for image in images for _ in range(self.num_samples)]
+        rewards = self.reward.score_many(words, keys).reshape(-1, self.num_samples)
+        captions = [[list(hypothesis.tokens) for hypothesis in of_image] for of_image in found]
+        return Samples(captions, advantages(rewards), float(rewards.mean()))
+
+
+def advantages(rewards: np.ndarray) -> np.ndarray:
+    """Rewards (B, K) minus the mean of the image's other samples (Luo 2020, eq. 4)."""
+    num_samples = rewards.shape[1]
+    if num_samples < 2:
+        raise ValueError(f"self-critical training needs 2 samples or more per image, got {num_samples}")
+    others = (rewards.sum(axis=1, keepdims=True) - rewards) / (num_samples - 1)
+    return rewards - others
+
+
+def self_critical_loss(output: DecoderOutput, drawn: Tensor, samples: Samples, num_given: int) -> Tensor:
+    """The loss whose gradient is that of the expected reward, negated (Rennie et al. 2017, eq. 6).
+
+    Args:
+        output: of the decoder on captions side by side: per image `num_given` of people, then its samples.
+        drawn: (M,) bool, which words belong to samples.
+        samples: what was drawn.
+
+    Returns:
+        Scalar with gradient, a mean over the words of the samples.
+    """
+    num_samples = samples.advantages.shape[1]
+    per_image = num_given + num_samples
+    caption = output.captions[drawn]  # (M',) b * per_image + k
+    image = caption.div(per_image, rounding_mode="floor")
+    sample = image * num_samples + caption % per_image - num_given  # (M',) b * K + k
+    log_probs = output.logits[drawn].float().log_softmax(dim=-1)
+    chosen = log_probs.gather(1, output.targets[drawn].unsqueeze(1)).squeeze(1)  # (M',)
+    advantage = torch.as_tensor(samples.advantages, dtype=chosen.dtype, device=chosen.device).flatten()
+    return -(advantage[sample] * chosen).mean()
