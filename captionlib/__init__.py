@@ -1,1 +1,33 @@
-"""Image captioning models and what belongs to them; usable without Ray."""
+"""Image captioning models and what belongs to them; usable without Ray.
+
+>>> from captionlib import Predictor
+>>> Predictor.from_checkpoint().caption(["photo.jpg"])[0][0].text    # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captionlib.config import SearchConfig
+    from captionlib.datasets import read_dataset
+    from captionlib.metrics import score_captions
+    from captionlib.predictor import Caption, Predictor
+
+__all__ = ["Caption", "Predictor", "SearchConfig", "read_dataset", "score_captions"]
+
+_HOMES = {
+    "Caption": "captionlib.predictor",
+    "Predictor": "captionlib.predictor",
+    "SearchConfig": "captionlib.config",
+    "read_dataset": "captionlib.datasets",
+    "score_captions": "captionlib.metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: most jobs need a part of the library only, and PyTorch takes seconds.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'captionlib' has no attribute {name!r}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from captionlib.config import SearchConfig
+from captionlib.decoders.base import Decoder
 from captionlib.search import Hypothesis, search
 
 
@@ -16,17 +17,21 @@ class Captioner(nn.Module):
 
     Args:
         encoder: normalised images (B, 3, H, W) → features (B, N, D); None where features are given ready-made.
-        decoder: satisfies `captionlib.decoders.Decoder`.
+        decoder: of any kind.
     """
 
-    def __init__(self, encoder: nn.Module | None, decoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module | None, decoder: Decoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → features (B, N, D)."""
+        """Normalised images (B, 3, H, W) → features (B, N, D).
+
+        Raises:
+            ValueError: there is no encoder.
+        """
         if self.encoder is None:
             raise ValueError("this captioner was trained on ready-made features and has no encoder for images")
         return self.encoder(images)
@@ -40,7 +45,17 @@ class Captioner(nn.Module):
         *,
         keep_attention: bool = False,
     ) -> list[list[Hypothesis]]:
-        """Features (B, N, D) → per image its captions, best first. The module should be in evaluation mode."""
+        """Features (B, N, D) → per image its captions, best first. The module should be in evaluation mode.
+
+        Raises:
+            ValueError: captions are wanted that are longer than the decoder can represent.
+        """
+        limit = self.decoder.max_tokens
+        if limit is not None and config.max_tokens + 1 > limit:
+            raise ValueError(
+                f"search.max_tokens {config.max_tokens} exceeds the {limit - 1} words that this decoder can represent "
+                f"(decoder.max_tokens {limit}, <eos> included)"
+            )
         memory = self.decoder.memory(features)
         start = self.decoder.start(memory)
         return search(self.decoder.step, start, memory, config, image_ids, keep_attention=keep_attention)

@@ -10,22 +10,28 @@ No pickle: a checkpoint from a stranger is data, not a program.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from captionlib import cache
 from captionlib.config import ModelConfig, SearchConfig, from_dict, to_dict
 from captionlib.vocabulary import Vocabulary
 
 FORMAT_VERSION = 1
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocabulary.json", "model.safetensors", "model_card.md"
 DEFAULT_CHECKPOINT = Path(__file__).parent / "pretrained" / "default"
+"""The checkpoint that ships."""
+
+# Batch norm counts its batches to average over all of them, which no network here does.
+_NOT_STORED = "num_batches_tracked"
 
 
 class CheckpointError(ValueError):
@@ -33,18 +39,28 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What a checkpoint directory holds, ready to build the model from."""
+class CheckpointConfig:
+    """What `config.json` holds."""
 
     model: ModelConfig
     search: SearchConfig
     """The decoding that its scores were reached with, and the default."""
+    training: dict[str, Any]
+    """How it was trained and how well, as the training job wrote it down."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(CheckpointConfig):
+    """What a checkpoint directory holds, ready to build the model from."""
+
     vocabulary: Vocabulary
     weights: dict[str, Tensor]
     """Parameters of a `Captioner`, float32."""
     fingerprint: str
     """Changes with anything that can change a caption: weights, vocabulary, model settings."""
-    training: dict[str, Any] = field(default_factory=dict)
+
+
+# ---- writing ----
 
 
 def save_checkpoint(
@@ -57,26 +73,102 @@ def save_checkpoint(
     training: dict[str, Any] | None = None,
     card: str = "",
 ) -> None:
-    """Write a captioner. Weights are rounded to float16, integers are kept."""
+    """Write a captioner. Weights are rounded to float16, but for tensors beyond its range; integers are kept.
+
+    Raises:
+        ValueError: a weight is infinite or not a number.
+    """
     from safetensors.torch import save_file
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in captioner.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
+    weights = {name: _compact(name, value) for name, value in _stored(captioner).items()}
     save_file(weights, directory / WEIGHTS)
     vocabulary.save(directory / VOCABULARY)
+    (directory / CARD).write_text(card, encoding="utf-8")
+    settings = to_dict(model)
     config = {
         "format": FORMAT_VERSION,
-        "model": to_dict(model),
+        "fingerprint": _fingerprint(directory, settings),
+        "model": settings,
         "search": to_dict(search or SearchConfig()),
         "training": training or {},
     }
-    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (directory / CARD).write_text(card)
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _compact(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        return value.contiguous()
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"the weights {name} are not finite: take an earlier state of the training")
+    half = value.half()
+    return (half if bool(half.isfinite().all()) else value).contiguous()
+
+
+def _stored(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if not name.endswith(_NOT_STORED)}
+
+
+# ---- finding ----
+
+
+def resolve_checkpoint(source: str | Path | None = None) -> Path:
+    """Where a checkpoint is on this machine; one from elsewhere is fetched, once.
+
+    Args:
+        source: a directory; a URL that fsspec knows, such as s3://bucket/run/best; or None or "default" for the
+            checkpoint that ships. What is fetched lies in $CAPTIONLIB_CACHE (default: ~/.cache/captionlib), and
+            is fetched again when it changes at its source.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it could not be fetched.
+        captionlib.cache.CacheError: it cannot be written down here.
+    """
+    if source is None or source == "default":
+        if not (DEFAULT_CHECKPOINT / CONFIG).is_file():
+            raise CheckpointError(
+                f"the checkpoint that ships with the project is not at {DEFAULT_CHECKPOINT}: install the project "
+                "again, or give the directory of another checkpoint"
+            )
+        return DEFAULT_CHECKPOINT
+    if isinstance(source, Path) or "://" not in source:
+        return Path(source).expanduser()
+    if source.startswith("file://"):
+        return Path(source.removeprefix("file://"))
+    return _fetch(source)
+
+
+def _fetch(url: str) -> Path:
+    import fsspec
+
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+        names = [os.path.basename(item["name"]) for item in fs.ls(root, detail=True) if item["type"] == "file"]
+        names = [name for name in (CONFIG, VOCABULARY, WEIGHTS, CARD) if name in names]
+        state = [(name, fs.ukey(f"{root}/{name}")) for name in names]  # of ETags, in an object store
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint at {url}: there is nothing") from error
+    except Exception as error:  # every store has its own for a wrong key, host or protocol
+        raise CheckpointError(f"the checkpoint {url} could not be looked at: {error}") from error
+    if CONFIG not in names:
+        raise CheckpointError(f"no checkpoint at {url}: it holds no {CONFIG}")
+    target = cache.cache_folder("checkpoints") / cache.digest(url, state)
+    if target.is_dir():
+        return target
+    with cache.publish(target) as draft:
+        for name in names:
+            try:
+                fs.get_file(f"{root}/{name}", str(draft / name))
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise  # this disk, not that store
+                raise CheckpointError(f"{url}/{name} could not be fetched: {error}") from error
+        check_checkpoint(draft)
+    return target
+
+
+# ---- reading ----
 
 
 def check_checkpoint(directory: str | Path) -> None:
@@ -86,68 +178,82 @@ def check_checkpoint(directory: str | Path) -> None:
         CheckpointError: what is wrong with which file, and what to do.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise CheckpointError(f"no checkpoint at {directory}: give the directory that holds {CONFIG} and {WEIGHTS}")
-    _read_config(directory)
+    read_config(directory)
     _read_vocabulary(directory)
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(f"{directory} holds no {WEIGHTS}: copy the whole checkpoint directory")
+    path = _file(directory, WEIGHTS)
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(8)
         header_size = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         if 8 + header_size > size:
-            raise CheckpointError(f"{path} is truncated ({size} bytes): copy the checkpoint again")
+            raise _damaged(path, f"it is cut short, at {size} bytes")
         try:
             header = json.loads(stream.read(header_size))
-            expected = 8 + header_size + max(
-                entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is not a safetensors file: copy the checkpoint again") from error
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            expected = 8 + header_size + max(ends)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise _damaged(path, "it is no safetensors file") from error
     if size != expected:
-        raise CheckpointError(f"{path} has {size} bytes instead of {expected}: copy the checkpoint again")
+        raise _damaged(path, f"it has {size} bytes instead of {expected}")
 
 
 def load_checkpoint(directory: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: as `check_checkpoint`.
+        CheckpointError: as `check_checkpoint`, or the files are not those that were written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     directory = Path(directory)
     check_checkpoint(directory)
-    config = _read_config(directory)
-    weights = load_file(directory / WEIGHTS)
+    fingerprint = checkpoint_fingerprint(directory)
+    if _read_json(directory).get("fingerprint", fingerprint) != fingerprint:
+        raise _damaged(directory, "its files are not those that were written together")
+    try:
+        weights = load_file(directory / WEIGHTS)
+    except SafetensorError as error:
+        raise _damaged(directory / WEIGHTS, str(error)) from error
     return Checkpoint(
-        model=config["model"],
-        search=config["search"],
+        **vars(read_config(directory)),
         vocabulary=_read_vocabulary(directory),
         weights={name: value.float() if value.is_floating_point() else value for name, value in weights.items()},
-        fingerprint=checkpoint_fingerprint(directory),
-        training=config["training"],
+        fingerprint=fingerprint,
     )
+
+
+def read_config(directory: str | Path) -> CheckpointConfig:
+    """A checkpoint's settings alone.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another version.
+    """
+    path = Path(directory) / CONFIG
+    data = _read_json(Path(directory))
+    try:
+        return CheckpointConfig(
+            model=from_dict(ModelConfig, data["model"], "model."),
+            search=from_dict(SearchConfig, data["search"], "search."),
+            training=data.get("training", {}),
+        )
+    except KeyError as error:
+        raise _damaged(path, f"{error} is missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def checkpoint_fingerprint(directory: str | Path) -> str:
     """16 hexadecimal digits over weights, vocabulary and model settings; decoding settings don't count."""
-    directory = Path(directory)
-    digest = hashlib.sha256(json.dumps(to_dict(_read_config(directory)["model"]), sort_keys=True).encode())
-    for name in (VOCABULARY, WEIGHTS):
-        digest.update((directory / name).read_bytes())
-    return digest.hexdigest()[:16]
+    return _fingerprint(Path(directory), _read_json(Path(directory)).get("model"))
 
 
 def weights_fingerprint(module: nn.Module) -> str:
     """16 hexadecimal digits over a module's weights, rounded to float16 as checkpoints hold them."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if not name.endswith("num_batches_tracked"):
-            digest.update(name.encode())
-            digest.update((value.half() if value.is_floating_point() else value).contiguous().cpu().numpy().tobytes())
+    for name, value in sorted(_stored(module).items()):
+        digest.update(name.encode())
+        digest.update((value.half() if value.is_floating_point() else value).contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -157,48 +263,58 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
     Raises:
         CheckpointError: a parameter is missing, left over, or of another shape.
     """
-    own = {name for name in module.state_dict() if not name.endswith("num_batches_tracked")}
-    missing, extra = sorted(own - set(weights)), sorted(set(weights) - own)
-    if missing or extra:
+    own = {name: tuple(value.shape) for name, value in _stored(module).items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    other = [f"{name} {given[name]} instead of {own[name]}" for name in own if given.get(name, own[name]) != own[name]]
+    differences = {"missing": missing, "left over": extra, "of another shape": other}
+    found = "; ".join(f"{kind}: {', '.join(names[:3])}" for kind, names in differences.items() if names)
+    if found:
         raise CheckpointError(
-            f"{where}: the weights do not fit the settings (missing: {missing[:3]}, not expected: {extra[:3]}): "
-            "it was written by another version, or edited"
+            f"{where}: the weights do not fit its settings and vocabulary ({found}): it was edited, or put together "
+            "from several checkpoints; copy it again as a whole"
         )
-    try:
-        module.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{where}: the weights do not fit the settings: {error}") from error
+    module.load_state_dict(weights, strict=False)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG
-    if not path.is_file():
-        raise CheckpointError(f"{directory} holds no {CONFIG}: it is not a checkpoint, or not all of one")
+def _fingerprint(directory: Path, settings: Any) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in (VOCABULARY, WEIGHTS):
+        digest.update(_file(directory, name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_json(directory: Path) -> dict[str, Any]:
+    path = _file(directory, CONFIG)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again") from error
+        raise _damaged(path, f"it is no checkpoint's {CONFIG}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} is of format {version!r} and this version reads format {FORMAT_VERSION}: "
-            "use the project's version that wrote it, or train anew"
+            f"{path} is of format {version!r} and this version of the project reads format {FORMAT_VERSION}: "
+            "use the version that wrote it, or train anew"
         )
-    try:
-        return {
-            "model": from_dict(ModelConfig, data["model"], "model."),
-            "search": from_dict(SearchConfig, data["search"], "search."),
-            "training": data.get("training", {}),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    return dict(data)
 
 
 def _read_vocabulary(directory: Path) -> Vocabulary:
-    path = directory / VOCABULARY
-    if not path.is_file():
-        raise CheckpointError(f"{directory} holds no {VOCABULARY}: copy the whole checkpoint directory")
+    path = _file(directory, VOCABULARY)
     try:
         return Vocabulary.load(path)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): copy the checkpoint again") from error
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _file(directory: Path, name: str) -> Path:
+    path = directory / name
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint at {directory}: give the directory that holds {CONFIG} and {WEIGHTS}")
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no {name}: it is no checkpoint, or not all of one")
+    return path
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged ({what}): copy the checkpoint again")

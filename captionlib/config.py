@@ -6,7 +6,9 @@ checkpoint of a later version fails by name and not by a wrong result.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -57,6 +59,11 @@ class EncoderConfig:
     """N."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
+    def __post_init__(self) -> None:
+        for name in ("feature_dim", "num_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"encoder.{name} must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -88,6 +95,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"decoder.dropout must be in [0, 1), got {self.dropout}")
+        if self.projection_dim < 0:
+            raise ValueError(f"decoder.projection_dim must not be negative, got {self.projection_dim}")
         for name in ("hidden_dim", "embedding_dim", "attention_dim", "num_heads", "num_layers", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"decoder.{name} must be at least 1, got {getattr(self, name)}")
@@ -126,7 +135,7 @@ class SearchConfig:
         for name in ("beam_width", "num_captions", "max_tokens", "diversity_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"search.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("min_tokens", "no_repeat_ngram", "top_k"):
+        for name in ("min_tokens", "no_repeat_ngram", "top_k", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"search.{name} must not be negative, got {getattr(self, name)}")
         if self.min_tokens > self.max_tokens:
@@ -139,8 +148,7 @@ class SearchConfig:
             raise ValueError(f"search.top_p must be in (0, 1], got {self.top_p}")
         if self.method == "greedy" and self.num_captions > 1:
             raise ValueError(
-                f"greedy search has one caption per image, {self.num_captions} were asked for: "
-                "use beam or sample"
+                f"greedy search has one caption per image, {self.num_captions} were asked for: use beam or sample"
             )
         if self.method == "beam" and self.num_captions > self.beam_width:
             raise ValueError(
@@ -166,34 +174,58 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], data: dict[str, Any], where: str = "") -> T:
-    """The inverse of `to_dict`. `where` names the place in error messages.
+    """The inverse of `to_dict`, for a config dataclass whose values came from a file.
+
+    Args:
+        where: what the names in error messages begin with, such as `model.`.
 
     Raises:
-        ValueError: an unknown key, by name and place; or a value that the dataclass refuses.
+        ValueError: a key that is unknown or missing, or a value of another type or out of range; by name.
     """
+    place = where.rstrip(".: ") or cls.__name__
+    if not isinstance(data, dict):
+        raise ValueError(f"{place}: expected a group of settings, got {data!r}")
     hints = typing.get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
+    unknown = sorted(map(repr, set(data) - set(hints)))
     if unknown:
-        raise ValueError(
-            f"{where or cls.__name__}: unknown setting {', '.join(map(repr, unknown))}; known: {', '.join(sorted(hints))}"
-        )
-    values = {name: _convert(hints[name], value, f"{where}{name}.") for name, value in data.items()}
-    return cls(**values)
+        raise ValueError(f"{place}: unknown setting {', '.join(unknown)}; known: {', '.join(sorted(hints))}")
+    missing = [field.name for field in dataclasses.fields(cls) if _is_required(field) and field.name not in data]  # type: ignore[arg-type]
+    if missing:
+        raise ValueError(f"{place}: {', '.join(missing)} must be set")
+    return cls(**{name: _convert(hints[name], value, f"{where}{name}") for name, value in data.items()})
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where.rstrip('.')}: expected a group of settings, got {value!r}")
-        return from_dict(hint, value, where)
-    origin = typing.get_origin(hint)
-    if origin is Literal and value not in typing.get_args(hint):
-        raise ValueError(f"{where.rstrip('.')}: {value!r} is none of {typing.get_args(hint)}")
+def _is_required(setting: dataclasses.Field[Any]) -> bool:
+    return setting.default is dataclasses.MISSING and setting.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    """`value`, as JSON holds it, as the type that the dataclass states."""
+    if hint is Any:
+        return value
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, f"{place}.")
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in options:
+            raise ValueError(f"{place}: {value!r} is none of {', '.join(map(str, options))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in options:
+            with contextlib.suppress(ValueError):
+                return _convert(option, value, place)
+        raise ValueError(f"{place}: expected {hint}, got {value!r}")
     if origin is tuple:
-        return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and origin is None and not isinstance(hint, types.UnionType):
-        if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-            raise ValueError(f"{where.rstrip('.')}: expected {hint.__name__}, got {value!r}")
+        members = options[:1] * len(value) if isinstance(value, (list, tuple)) and options[-1] is ... else options
+        if not isinstance(value, (list, tuple)) or len(value) != len(members):
+            raise ValueError(f"{place}: expected a list of {len(members)} values, got {value!r}")
+        return tuple(
+            _convert(member, item, f"{place}[{i}]") for i, (member, item) in enumerate(zip(members, value, strict=True))
+        )
+    if hint is float and type(value) is int:
+        value = float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
+        raise ValueError(f"{place}: expected {hint.__name__}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place}: expected a finite number, got {value}")
     return value

@@ -1,8 +1,10 @@
-"""The predictor: images as people have them → captions as people read them. Owns transform, engine and device."""
+"""The predictor: images as people have them → captions as people read them. Owns transform, engine and device.
+
+Shapes: B images, S side of the square input, N positions, D feature width.
+"""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from captionlib.captioner import Captioner
-from captionlib.checkpoints import DEFAULT_CHECKPOINT, Checkpoint, load_checkpoint, load_weights
+from captionlib.checkpoints import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
 from captionlib.config import SearchConfig
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder
+from captionlib.images import _to_rgb as to_rgb
 from captionlib.images import decode_image
-from captionlib.runtime import EngineKind, build_engine
+from captionlib.runtime import EncoderEngine, EngineKind, build_engine
 from captionlib.search import Hypothesis
 from captionlib.text import detokenize
 from captionlib.transforms import to_pixels
@@ -39,7 +43,7 @@ class Caption:
 
 
 class Predictor:
-    """Captions images with a checkpoint.
+    """Captions images with a checkpoint. May be called from several threads.
 
     >>> predictor = Predictor.from_checkpoint()
     >>> predictor.caption(["photo.jpg"])[0][0].text    # doctest: +SKIP
@@ -48,8 +52,11 @@ class Predictor:
     Args:
         checkpoint: settings, words and weights.
         device: default: CUDA where there is one.
-        num_threads: of the encoder on a CPU; default: as many as PyTorch uses.
+        num_threads: of the engine on a CPU and of PyTorch, in the whole process; default: as many as PyTorch uses.
         engine: how the encoder is run (see `captionlib.runtime`).
+
+    Raises:
+        captionlib.checkpoints.CheckpointError: weights, words and settings do not fit each other.
     """
 
     def __init__(
@@ -60,37 +67,47 @@ class Predictor:
         num_threads: int | None = None,
         engine: EngineKind = "auto",
     ) -> None:
-        self.checkpoint = checkpoint
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
         self.preprocessing = checkpoint.model.encoder.preprocessing
         self.fingerprint = checkpoint.fingerprint
         self.search = checkpoint.search
         self.vocabulary = checkpoint.vocabulary
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        encoder = build_encoder(checkpoint.model.encoder)
-        decoder = build_decoder(checkpoint.model.decoder, checkpoint.model.encoder.feature_dim, len(self.vocabulary))
-        self.captioner = Captioner(encoder, decoder).eval()
-        load_weights(self.captioner, checkpoint.weights, "the checkpoint")
-        decoder.to(self.device)
-        self.engine = build_engine(
-            encoder,
-            self.preprocessing,
-            fingerprint=checkpoint.fingerprint,
-            device=self.device,
-            num_threads=num_threads or torch.get_num_threads(),
-            kind=engine,
-        )
+        settings = checkpoint.model
+        encoder = None if settings.encoder.kind == "vectors" else build_encoder(settings.encoder)
+        decoder = build_decoder(settings.decoder, settings.encoder.feature_dim, len(self.vocabulary))
+        load_weights(Captioner(encoder, decoder), checkpoint.weights, "the checkpoint")
+        # The engine has the encoder in its own form; a captioner without it does not keep it twice.
+        self.captioner = Captioner(None, decoder).to(self.device).eval()
+        self.engine: EncoderEngine | None = None
+        if encoder is not None:
+            self.engine = build_engine(
+                encoder,
+                self.preprocessing,
+                fingerprint=checkpoint.fingerprint,
+                device=self.device,
+                num_threads=num_threads or torch.get_num_threads(),
+                kind=engine,
+            )
 
     @classmethod
     def from_checkpoint(
         cls,
-        directory: str | Path = DEFAULT_CHECKPOINT,
+        source: str | Path | None = None,
         *,
         device: str | None = None,
         num_threads: int | None = None,
         engine: EngineKind = "auto",
     ) -> Predictor:
-        """Load a checkpoint directory; without one, the checkpoint that ships with the project."""
-        return cls(load_checkpoint(directory), device=device, num_threads=num_threads, engine=engine)
+        """Load a checkpoint.
+
+        Args:
+            source: a directory, a URL, or None for the checkpoint that ships (see
+                `captionlib.checkpoints.resolve_checkpoint`).
+        """
+        checkpoint = load_checkpoint(resolve_checkpoint(source))
+        return cls(checkpoint, device=device, num_threads=num_threads, engine=engine)
 
     def caption(
         self,
@@ -99,6 +116,10 @@ class Predictor:
         image_ids: Sequence[int] | None = None,
     ) -> list[list[Caption]]:
         """Caption images: PIL images, paths, or the bytes of image files. One batch; cut long lists.
+
+        Args:
+            search: default: the checkpoint's own.
+            image_ids: what samples are keyed by (`SearchConfig.seed`); default: position in the batch.
 
         Returns:
             Per image its captions, best first.
@@ -118,18 +139,36 @@ class Predictor:
 
         Args:
             pixels: uint8 (B, S, S, 3), values in [0, 255], as `captionlib.transforms.to_pixels` makes them.
-            search: default: the checkpoint's own.
-            image_ids: what samples are keyed by (`SearchConfig.seed`); default: position in the batch.
         """
-        features = self.engine(pixels).to(self.device)
-        found = self.captioner.caption_features(features, search or self.search, image_ids)
-        return [[self._caption(hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+        if len(pixels) == 0:
+            return []
+        return self._caption(self._encode(pixels), search, image_ids)
+
+    def caption_features(
+        self, features: np.ndarray, search: SearchConfig | None = None, image_ids: Sequence[int] | None = None
+    ) -> list[list[Caption]]:
+        """Caption a batch of features (B, N, D), made by `features` or given ready-made."""
+        return self._caption(torch.from_numpy(np.asarray(features, dtype=np.float32)), search, image_ids)
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """The encoder alone: uint8 (B, S, S, 3) → float32 (B, N, D)."""
-        return self.engine(pixels).cpu().numpy()
+        return self._encode(pixels).cpu().numpy()
 
-    def _caption(self, hypothesis: Hypothesis) -> Caption:
+    def _encode(self, pixels: np.ndarray) -> Tensor:
+        if self.engine is None:
+            raise ValueError(
+                "this checkpoint was trained on ready-made vectors, and does not know which encoder made them: "
+                "use caption_features, or train with the encoder stated"
+            )
+        return self.engine(pixels)
+
+    def _caption(
+        self, features: Tensor, search: SearchConfig | None, image_ids: Sequence[int] | None
+    ) -> list[list[Caption]]:
+        found = self.captioner.caption_features(features.to(self.device), search or self.search, image_ids)
+        return [[self._read(hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+
+    def _read(self, hypothesis: Hypothesis) -> Caption:
         words = self.vocabulary.decode(hypothesis.tokens)
         return Caption(detokenize(words), hypothesis.log_prob, len(words))
 
@@ -138,9 +177,6 @@ class Predictor:
             image = Path(image).read_bytes()
         if isinstance(image, bytes):
             return decode_image(image, target_side=self.preprocessing.size).image
-        if image.mode == "RGB":
-            return image
-        # Through the decoder, so that alpha, palettes and depth are treated as in a file.
-        buffer = io.BytesIO()
-        image.save(buffer, format="TIFF" if image.mode in ("CMYK", "I;16") else "PNG")
-        return decode_image(buffer.getvalue()).image
+        from PIL import ImageOps
+
+        return to_rgb(ImageOps.exif_transpose(image))

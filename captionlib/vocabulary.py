@@ -19,6 +19,9 @@ class Vocabulary:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
+        strange = [word for word in words if not isinstance(word, str) or not word]
+        if strange:
+            raise ValueError(f"words of a vocabulary must be text, and not empty, got {strange[0]!r}")
         if tuple(words[: len(SPECIAL_WORDS)]) != SPECIAL_WORDS:
             raise ValueError(f"a vocabulary begins with {SPECIAL_WORDS}, this one with {tuple(words[:4])}")
         self.words = list(words)
@@ -28,22 +31,26 @@ class Vocabulary:
             raise ValueError(f"words that occur twice in the vocabulary: {repeated[:5]}")
 
     @classmethod
-    def build(
-        cls, captions: Iterable[Sequence[str]], *, min_count: int = 1, max_size: int | None = None
-    ) -> Vocabulary:
+    def build(cls, captions: Iterable[Sequence[str]], *, min_count: int = 1, max_size: int | None = None) -> Vocabulary:
         """The words of tokenised captions, most frequent first, then in alphabetical order.
 
         Args:
             min_count: rarer words are left out, and become `<unk>`.
             max_size: most words kept, special ones included.
+
+        Raises:
+            ValueError: no word would be left.
         """
         counts = Counter(word for caption in captions for word in caption)
         frequent = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS]
         frequent.sort(key=lambda word: (-counts[word], word))
-        words = [*SPECIAL_WORDS, *frequent]
-        if len(words) == len(SPECIAL_WORDS):
-            raise ValueError(f"no word occurs {min_count} times or more: the vocabulary would be empty")
-        return cls(words[:max_size])
+        words = [*SPECIAL_WORDS, *frequent][:max_size]
+        if len(words) <= len(SPECIAL_WORDS):
+            raise ValueError(
+                f"the vocabulary would be empty: {len(frequent)} words occur at least {min_count} times, and "
+                f"max_size {max_size} counts the {len(SPECIAL_WORDS)} special ones"
+            )
+        return cls(words)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -71,5 +78,12 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
-        """Read what `save` wrote."""
-        return cls(json.loads(Path(path).read_text(encoding="utf-8"))["words"])
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or not isinstance(data.get("words"), list):
+            raise ValueError('expected {"words": [...]}')
+        return cls(data["words"])

@@ -35,7 +35,8 @@ class Prepared:
 
     settings: TrainSettings
     encoder: EncoderConfig
-    encoder_fingerprint: str
+    encoder_fingerprint: str | None
+    """None where the features came ready-made."""
     vocabulary: Vocabulary
     train: Split
     dev: Split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from captionlib.checkpoints import CONFIG, save_checkpoint, weights_fingerprint
 from captionlib.config import to_dict
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder
+from captionlib.report import curves_png, training_page, write_bytes, write_page
 from jobs.train_data import Prepared
 from jobs.train_loop import STATE
 from jobs.train_run import BEST
@@ -34,8 +36,10 @@ def export_best(settings: TrainSettings, prepared: Prepared, result: Any) -> str
         history = json.loads((Path(directory) / "history.json").read_text())
     decoder = build_decoder(settings.decoder, prepared.encoder.feature_dim, len(prepared.vocabulary))
     decoder.load_state_dict(state["average"] or state["decoder"])
-    encoder = build_encoder(prepared.encoder, pretrained=True)
-    if weights_fingerprint(encoder) != prepared.encoder_fingerprint:
+    # Ready-made vectors of an unknown encoder train a decoder for other such vectors, not for photos.
+    encoder = None if prepared.encoder.kind == "vectors" else build_encoder(prepared.encoder, pretrained=True)
+    known = prepared.encoder_fingerprint
+    if encoder is not None and known is not None and weights_fingerprint(encoder) != known:
         raise ValueError(
             f"the weights of {prepared.encoder.name} here are not those that made {settings.features}: "
             "extract the features again, or install the packages that were used then"
@@ -67,7 +71,21 @@ def export_best(settings: TrainSettings, prepared: Prepared, result: Any) -> str
         # config.json comes last: a folder that has it is complete.
         for file in sorted(Path(directory).iterdir(), key=lambda file: file.name == CONFIG):
             fs.put_file(str(file), f"{root}/{BEST}/{file.name}")
+    _write_report(settings, prepared, history)
     return f"{run}/{BEST}"
+
+
+def _write_report(settings: TrainSettings, prepared: Prepared, history: list[dict[str, Any]]) -> None:
+    """RUN/report.html and RUN/curves.png."""
+    run = "/".join(settings.storage())
+    title = f"{prepared.encoder.name} + {settings.decoder.kind}"
+    seconds = sum(row["seconds"] for row in history)
+    page = training_page(history, title=title, text=run, seconds=seconds, settings=to_dict(settings.training))
+    write_page(f"{run}/report.html", page)
+    try:
+        write_bytes(f"{run}/curves.png", curves_png(history, title=title))
+    except ValueError as error:  # without matplotlib; the page has the same curves
+        print(f"curves.png was left out: {error}", file=sys.stderr)
 
 
 def _model_card(settings: TrainSettings, prepared: Prepared, training: dict[str, Any]) -> str:

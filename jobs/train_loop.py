@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from captionlib.captioner import Captioner
 from captionlib.checkpoints import load_weights
-from captionlib.decoders import build_decoder
+from captionlib.decoders import Decoder, build_decoder
 from captionlib.features import FeatureStore, open_features
 from captionlib.metrics import CiderD, score_captions
 from captionlib.text import detokenize
@@ -78,7 +78,7 @@ def train_worker(config: dict[str, Any]) -> None:
             "learning_rate": learner.learning_rate,
             "teacher_forcing": learner.teacher_forcing,
         }
-        row["train_loss"] = _train_epoch(learner, batches, epoch, config, rank)
+        row |= _train_epoch(learner, batches, epoch, config, rank)
         row["train_seconds"] = time.monotonic() - started
         with learner.averaged_weights():
             row["dev_loss"] = _dev_loss(learner, dev_batches)
@@ -126,13 +126,17 @@ def make_batches(
     )
 
 
-def _train_epoch(learner: Learner, batches: CaptionBatches, epoch: int, config: dict[str, Any], rank: int) -> float:
-    """One epoch's updates; its mean cross-entropy per word, in nats."""
+def _train_epoch(
+    learner: Learner, batches: CaptionBatches, epoch: int, config: dict[str, Any], rank: int
+) -> dict[str, float]:
+    """One epoch's updates; its mean cross-entropy per word, in nats, and mean reward, where there are rewards."""
     total, words, captions, started = 0.0, 0, 0, time.monotonic()
+    rewards: list[float] = []
     last_post = started
     for step, batch in enumerate(batches.epoch(epoch), start=1):
         loss, count = learner.step(batch)
         total, words = total + loss, words + count
+        rewards += [] if learner.reward is None else [learner.reward]
         captions += int((batch.tokens[..., 0] != PAD).sum()) * learner.world_size
         now = time.monotonic()
         if rank == 0 and now - last_post > _POST_EVERY_SECONDS:
@@ -150,7 +154,8 @@ def _train_epoch(learner: Learner, batches: CaptionBatches, epoch: int, config: 
                     "seconds_left": (learner.num_steps - done) * (now - started) / step,
                 },
             )
-    return _mean(total, words, learner)
+    row = {"train_loss": _mean(total, words, learner)}
+    return row | ({"reward": _mean(sum(rewards), len(rewards), learner)} if rewards else {})
 
 
 def _post(config: dict[str, Any], event: dict[str, Any]) -> None:
@@ -167,16 +172,16 @@ def _dev_loss(learner: Learner, batches: CaptionBatches) -> float:
     return _mean(total, words, learner)
 
 
-def _mean(total: float, words: int, learner: Learner) -> float:
+def _mean(total: float, count: int, learner: Learner) -> float:
     """Sums of all workers merged, then divided."""
-    sums = torch.tensor([total, float(words)], dtype=torch.float64, device=next(learner.decoder.parameters()).device)
+    sums = torch.tensor([total, float(count)], dtype=torch.float64, device=next(learner.decoder.parameters()).device)
     if learner.world_size > 1:
         dist.all_reduce(sums)
     return float(sums[0] / sums[1])
 
 
 def _dev_scores(
-    decoder: torch.nn.Module,
+    decoder: Decoder,
     store: FeatureStore,
     dev: Split,
     vocabulary: Vocabulary,

@@ -2,25 +2,29 @@
 
 from collections.abc import Callable
 
-from torch import nn
-
 from captionlib.config import DecoderConfig
 from captionlib.decoders.base import Decoder, DecoderOutput, Memory, State
+from captionlib.decoders.lstm_adaptive import LSTMAdaptiveDecoder
 from captionlib.decoders.lstm_attention import LSTMAttentionDecoder
+from captionlib.decoders.lstm_init import LSTMInitDecoder
+from captionlib.decoders.transformer import TransformerDecoder
 
 __all__ = ["DECODER_KINDS", "Decoder", "DecoderOutput", "Memory", "State", "build_decoder"]
 
-DECODER_KINDS: dict[str, Callable[[DecoderConfig, int, int], nn.Module]] = {
+DECODER_KINDS: dict[str, Callable[[DecoderConfig, int, int], Decoder]] = {
+    "lstm_init": LSTMInitDecoder,
     "lstm_attention": LSTMAttentionDecoder,
+    "lstm_adaptive": LSTMAdaptiveDecoder,
+    "transformer": TransformerDecoder,
 }
 """Kind → class, called with (config, feature_dim, vocabulary_size)."""
 
 
-def build_decoder(config: DecoderConfig, feature_dim: int, vocabulary_size: int) -> nn.Module:
+def build_decoder(config: DecoderConfig, feature_dim: int, vocabulary_size: int) -> Decoder:
     """A decoder with fresh weights.
 
     Raises:
-        ValueError: the kind is unknown.
+        ValueError: the kind is unknown, or its settings do not go together.
     """
     if config.kind not in DECODER_KINDS:
         raise ValueError(f"unknown kind of decoder {config.kind!r}; known: {', '.join(DECODER_KINDS)}")

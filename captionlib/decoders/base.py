@@ -8,7 +8,7 @@ R = B * K rows with the K rows of an image side by side, T tokens, V words in th
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +34,17 @@ class DecoderOutput(NamedTuple):
     """(M, V): scores of the word that follows."""
     targets: Tensor
     """(M,) int64: that word, in the same order."""
+    captions: Tensor
+    """(M,) int64: which caption the word belongs to, b * K + k."""
     attention: Tensor | None
     """(B, K, N): the weights summed over a caption's words, of a decoder that has attention."""
 
 
-class Decoder(Protocol):
+class Decoder(nn.Module):
     """A language model that looks at an image."""
+
+    max_tokens: int | None = None
+    """Longest caption that it can represent, `<eos>` included; None where there is no limit."""
 
     def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
         """Score given captions: features (B, N, D), tokens (B, K, T) `<bos>` words `<eos>` and `<pad>`.
@@ -47,16 +52,23 @@ class Decoder(Protocol):
         Args:
             teacher_forcing: probability with which a step's input is the given word, not the model's own
                 choice (scheduled sampling, Bengio et al. 2015). Random per word, from torch's generator.
+
+        Raises:
+            ValueError: there is no caption at all, or one that is too long.
         """
+        raise NotImplementedError
 
     def memory(self, features: Tensor) -> Memory:
         """(B, N, D) → what every step needs of the images."""
+        raise NotImplementedError
 
     def start(self, memory: Memory) -> State:
         """The state before `<bos>`, one row per image."""
+        raise NotImplementedError
 
     def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
         """Last words (R,) int64 → log-probabilities of the next (R, V), and the state behind them."""
+        raise NotImplementedError
 
 
 class FeatureProjection(nn.Module):
@@ -119,11 +131,16 @@ class LongestFirst:
 
     def __init__(self, tokens: Tensor) -> None:
         lengths = (tokens != PAD).sum(dim=-1).sub_(1).clamp_(min=0)  # (B, K) words to predict
+        longest = int(lengths.max())
+        if longest == 0:
+            raise ValueError(f"no image of this batch of {len(tokens)} has a caption: leave out images without")
         self.image_order = lengths.amax(dim=1).argsort(descending=True, stable=True)  # (B,)
         tokens, lengths = tokens[self.image_order], lengths[self.image_order]
         lengths, self.caption_order = lengths.sort(dim=1, descending=True, stable=True)  # (B, K)
+        rows = self.image_order.unsqueeze(1) * tokens.shape[1]
+        self.captions = rows + self.caption_order  # (B, K) where each caption was: b * K + k
         self.tokens = tokens.gather(1, self.caption_order.unsqueeze(-1).expand_as(tokens))
-        steps = torch.arange(int(lengths.max()), device=lengths.device)
+        steps = torch.arange(longest, device=lengths.device)
         self.active = lengths.unsqueeze(-1) > steps  # (B, K, T - 1)
         self.num_images = self.active[:, 0].sum(dim=0).tolist()
         self.num_captions = self.active.any(dim=0).sum(dim=0).tolist()

@@ -5,32 +5,18 @@ Shapes: B images, N positions, D feature width, h and w rows and columns of the 
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from torch import Tensor, nn
 
 from captionlib.config import EncoderConfig
 
 
-class Backbone(Protocol):
-    """What an encoder needs of a network."""
-
-    def grid(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → the last stage as (B, D, h, w), or as tokens (B, N, D)."""
-
-    def pooled(self, grid: Tensor) -> Tensor:
-        """`grid`'s output → the vector before the classifier (B, D)."""
-
-    def logits(self, grid: Tensor) -> Tensor:
-        """`grid`'s output → the classifier's output (B, classes)."""
-
-
 class Encoder(nn.Module):
-    """A backbone, and the choice of which of its outputs are the features.
+    """A network cut where its features are, and the settings that say which network and where.
 
     Args:
-        backbone: an `nn.Module` that satisfies `Backbone`.
-        config: `features` picks the output; the rest describes it.
+        backbone: normalised images (B, 3, H, W) → a feature map (B, D, h, w), tokens (B, N, D) or one vector
+            per image (B, D).
+        config: what the backbone is; `captionlib.encoders.describe_encoder` writes it.
     """
 
     def __init__(self, backbone: nn.Module, config: EncoderConfig) -> None:
@@ -39,12 +25,49 @@ class Encoder(nn.Module):
         self.config = config
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → features (B, N, D) float."""
-        grid = self.backbone.grid(images)
-        if self.config.features == "pooled":
-            return self.backbone.pooled(grid).unsqueeze(1)  # (B, 1, D)
-        if self.config.features == "logits":
-            return self.backbone.logits(grid).unsqueeze(1)  # (B, 1, classes)
-        if grid.dim() == 4:
-            return grid.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, N, D)
-        return grid
+        """Normalised images (B, 3, H, W) → features (B, N, D) float; positions row by row."""
+        features: Tensor = self.backbone(images)
+        if features.dim() == 4:
+            return features.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, N, D)
+        if features.dim() == 2:
+            return features.unsqueeze(1)  # (B, D) -> (B, 1, D)
+        return features
+
+    def freeze_before(self, stage: str | None) -> None:
+        """Let a freshly built encoder be trained from a stage on: freeze all that comes before it.
+
+        What is frozen stays in evaluation mode whatever `train` says, so that batch norm keeps its statistics
+        and the frozen part computes the same in training and in captioning.
+
+        Args:
+            stage: a submodule of the network, such as `layer4` of a ResNet, `Mixed_7a` of InceptionV3 or
+                `blocks.12` of EfficientNet-Lite; None freezes everything.
+
+        Raises:
+            ValueError: the network has no such stage; the message lists some.
+        """
+        parameters = [(name.removeprefix("network."), p) for name, p in self.backbone.named_parameters()]
+        names = [name for name, _ in parameters]
+        inside = [i for i, name in enumerate(names) if stage is not None and name.startswith(f"{stage}.")]
+        if stage is not None and not inside:
+            stages = dict.fromkeys(_stage(name) for name in names)
+            raise ValueError(f"{self.config.name} has no stage {stage!r}; it has {', '.join(stages)}")
+        # Networks define their parts in the order in which they run.
+        for _, parameter in parameters[: inside[0] if inside else None]:
+            parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """As of any module, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for module in self.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+        return self
+
+
+def _stage(parameter: str) -> str:
+    """`layer4.0.conv1.weight` → `layer4`; `features.3.conv.weight` → `features.3`."""
+    first, second, *_ = [*parameter.split("."), ""]
+    return f"{first}.{second}" if second.isdigit() and first in ("features", "blocks", "layers") else first

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captionlib.config import FeatureKind, Preprocessing
+
 
 @dataclass(frozen=True)
 class _Stage:
@@ -88,9 +90,48 @@ class EfficientNetLite(nn.Module):
         """Normalised images (B, 3, H, W) → the last feature map (B, 1280, ceil(H / 32), ceil(W / 32))."""
         return self.head(self.blocks(self.stem(images)))
 
-    def logits(self, feature_map: Tensor) -> Tensor:
-        """Feature map (B, 1280, h, w) → ImageNet logits (B, 1000)."""
-        return self.classifier(feature_map.mean(dim=(2, 3)))
+
+class EfficientNetLiteBackbone(nn.Module):
+    """The network, cut at its features.
+
+    Args:
+        network: with its classifier, which a checkpoint then holds whatever the features are.
+        features: which output.
+    """
+
+    def __init__(self, network: EfficientNetLite, features: FeatureKind) -> None:
+        super().__init__()
+        self.network = network
+        self.features = features
+        if features != "logits":
+            network.classifier.requires_grad_(False)  # it gets no gradients
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → grid (B, 1280, h, w), pooled (B, 1280) or logits (B, 1000)."""
+        grid: Tensor = self.network(images)
+        if self.features == "grid":
+            return grid
+        pooled = grid.mean(dim=(2, 3))  # (B, 1280)
+        return pooled if self.features == "pooled" else self.network.classifier(pooled)
+
+
+def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) -> tuple[nn.Module, Preprocessing]:
+    """An EfficientNet-Lite, and the preprocessing of its published weights: (value - 127) / 128.
+
+    Args:
+        size: side of the input in pixels; default: what the weights were trained with.
+
+    Raises:
+        ValueError: there is no such variant.
+        ModuleNotFoundError: the package with its weights is not installed; the message names the extra.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"no EfficientNet-Lite is named {name!r}; known: {', '.join(VARIANTS)}")
+    network = EfficientNetLite(name)
+    if pretrained:
+        load_imagenet_weights(network, name)
+    preprocessing = Preprocessing(size=size or VARIANTS[name].size, mean=(127.0,) * 3, std=(128.0,) * 3)
+    return EfficientNetLiteBackbone(network, features), preprocessing
 
 
 def load_imagenet_weights(model: EfficientNetLite, name: str) -> None:
@@ -134,7 +175,7 @@ class _ConvNormAct(nn.Module):
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         if stride > 1:
             (top, bottom), (left, right) = (_same_padding(int(side), kernel, stride) for side in x.shape[2:])
-            x = F.pad(x, (left, right, top, bottom))
+            x = F.pad(x, (left, right, top, bottom), value=0.0)  # stated: else ONNX Runtime does not fuse it
         x = self.norm(self.conv(x))
         return F.relu6(x) if self.activate else x
 

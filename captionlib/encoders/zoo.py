@@ -6,43 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from captionlib.config import EncoderConfig, FeatureKind, Preprocessing
 from captionlib.encoders import efficientnet_lite, timm_backbone, torchvision_backbone
 from captionlib.encoders.base import Encoder
 
+Builder = Callable[[str, FeatureKind, bool, "int | None"], tuple[nn.Module, Preprocessing]]
 
-class _EfficientNetLiteBackbone(nn.Module):
-    def __init__(self, name: str, pretrained: bool) -> None:
-        super().__init__()
-        self.network = efficientnet_lite.EfficientNetLite(name)
-        if pretrained:
-            efficientnet_lite.load_imagenet_weights(self.network, name)
-
-    def grid(self, images: Tensor) -> Tensor:
-        return self.network(images)
-
-    def pooled(self, grid: Tensor) -> Tensor:
-        return grid.mean(dim=(2, 3))
-
-    def logits(self, grid: Tensor) -> Tensor:
-        return self.network.logits(grid)
-
-
-def _efficientnet_lite(name: str, pretrained: bool) -> tuple[nn.Module, Preprocessing]:
-    if name not in efficientnet_lite.VARIANTS:
-        raise ValueError(f"no EfficientNet-Lite is named {name!r}; known: {', '.join(efficientnet_lite.VARIANTS)}")
-    # (value - 127) / 128, Preprocessing's default, is what the published weights were trained with.
-    return _EfficientNetLiteBackbone(name, pretrained), Preprocessing(size=efficientnet_lite.VARIANTS[name].size)
-
-
-ENCODER_KINDS: dict[str, Callable[[str, bool], tuple[nn.Module, Preprocessing]]] = {
-    "efficientnet_lite": _efficientnet_lite,
+ENCODER_KINDS: dict[str, Builder] = {
+    "efficientnet_lite": efficientnet_lite.build,
     "torchvision": torchvision_backbone.build,
     "timm": timm_backbone.build,
 }
-"""Kind → function (name, pretrained) → (backbone, the preprocessing that its weights expect)."""
+"""Kind → function (name, features, pretrained, size) → (backbone, the preprocessing that its weights expect)."""
 
 
 def build_encoder(config: EncoderConfig, *, pretrained: bool = False) -> Encoder:
@@ -53,14 +30,11 @@ def build_encoder(config: EncoderConfig, *, pretrained: bool = False) -> Encoder
         pretrained: load ImageNet weights. A checkpoint brings its own, so loading one needs none.
 
     Raises:
-        ValueError: an unknown kind or name.
+        ValueError: an unknown kind or name, or weights that could not be fetched; the message says what to do.
         ModuleNotFoundError: a package is missing; the message names the extra.
     """
-    if config.kind not in ENCODER_KINDS:
-        raise ValueError(
-            f"features of kind {config.kind!r} have no network of ours; encoders: {', '.join(ENCODER_KINDS)}"
-        )
-    backbone, _ = ENCODER_KINDS[config.kind](config.name, pretrained)
+    build = _builder(config.kind)
+    backbone, _ = build(config.name, config.features, pretrained, config.preprocessing.size)
     return Encoder(backbone, config).eval()
 
 
@@ -69,14 +43,24 @@ def describe_encoder(kind: str, name: str, features: FeatureKind = "grid", size:
 
     Args:
         size: side of the input in pixels, where it is to differ from what the weights were trained with.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as `build_encoder`.
     """
-    if kind not in ENCODER_KINDS:
-        raise ValueError(f"unknown kind of encoder {kind!r}; known: {', '.join(ENCODER_KINDS)}")
-    backbone, preprocessing = ENCODER_KINDS[kind](name, False)
-    if size is not None:
-        preprocessing = replace(preprocessing, size=size)
+    backbone, preprocessing = _builder(kind)(name, features, False, size)
     draft = EncoderConfig(kind=kind, name=name, features=features, preprocessing=preprocessing)  # type: ignore[arg-type]
     encoder = Encoder(backbone, draft).eval()
     with torch.inference_mode():
         shape = encoder(torch.zeros(1, 3, preprocessing.size, preprocessing.size)).shape
     return replace(draft, num_positions=int(shape[1]), feature_dim=int(shape[2]))
+
+
+def _builder(kind: str) -> Builder:
+    if kind == "vectors":
+        raise ValueError(
+            "features of the kind vectors were given ready-made, and no network here makes them of images: "
+            "say which encoder made them, or caption such features"
+        )
+    if kind not in ENCODER_KINDS:
+        raise ValueError(f"unknown kind of encoder {kind!r}; known: {', '.join(ENCODER_KINDS)}")
+    return ENCODER_KINDS[kind]

@@ -54,9 +54,7 @@ def attention_map(
     from PIL import Image, ImageDraw
 
     if panel_side < 16 or max_columns < 1:
-        raise ValueError(
-            f"panel_side must be at least 16 pixels, got {panel_side}; max_columns 1, got {max_columns}"
-        )
+        raise ValueError(f"panel_side must be at least 16 pixels, got {panel_side}; max_columns 1, got {max_columns}")
     maps = _maps(np.asarray(weights, dtype=np.float64), words, grid)
     photo = image.convert("RGB")
     scale = panel_side / max(photo.size)
@@ -143,9 +141,7 @@ def _lit(photo: Image.Image, brightness: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(dim + light * (warm - dim), 0, 255).round().astype(np.uint8))
 
 
-def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, word: str, percent: str, size: int
-) -> None:
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, word: str, percent: str, size: int) -> None:
     """The word at the left and the percentage at the right of a panel, on one base line at `place`."""
     from PIL import ImageFont
 

@@ -58,9 +58,7 @@ def bar_chart(title: str, counts: Mapping[int, int], *, x_label: str) -> Chart:
     return Chart(title=title, svg=_svg(title, parts))
 
 
-def line_chart(
-    title: str, lines: Mapping[str, Sequence[Point]], *, x_label: str, from_zero: bool = False
-) -> Chart:
+def line_chart(title: str, lines: Mapping[str, Sequence[Point]], *, x_label: str, from_zero: bool = False) -> Chart:
     """Lines over a common axis, by name. Points that are not finite are left out.
 
     Args:
@@ -159,9 +157,7 @@ def _grid(y_ticks: Sequence[float]) -> Markup:
     for tick in y_ticks:
         y = TOP + PLOT_HEIGHT * (1 - (tick - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]))
         parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                LEFT, WIDTH - RIGHT, y, y
-            )
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(LEFT, WIDTH - RIGHT, y, y)
         )
         parts.append(_text(LEFT - 7, y + 4, compact(tick), "end"))
     return Markup("").join(parts)

@@ -94,11 +94,7 @@ def _numbers(summary: RunSummary) -> list[tuple[str, str]]:
         ("time", duration(summary.seconds)),
     ]
     if summary.seconds > 0:
-        done = (
-            summary.num_captioned + summary.num_failed
-            if summary.num_this_run is None
-            else summary.num_this_run
-        )
+        done = summary.num_captioned + summary.num_failed if summary.num_this_run is None else summary.num_this_run
         numbers.append(("images per second", f"{done / summary.seconds:,.1f}"))
     if summary.fingerprint:
         numbers.append(("model", summary.fingerprint))
@@ -115,9 +111,7 @@ def _alert(summary: RunSummary) -> str:
     )
 
 
-def _charts(
-    caption_lengths: Mapping[int, int] | None, throughput: Sequence[tuple[float, float]]
-) -> list[Chart]:
+def _charts(caption_lengths: Mapping[int, int] | None, throughput: Sequence[tuple[float, float]]) -> list[Chart]:
     charts = []
     if caption_lengths:
         charts.append(bar_chart("Captions by length", caption_lengths, x_label="words"))
@@ -138,9 +132,7 @@ def _charts(
 def _errors(counts: Mapping[str, int], failed: Sequence[Card], num_planned: int) -> Section:
     by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     examples = [
-        card
-        for kind, _ in by_count
-        for card in [card for card in failed if card.error_kind == kind][:ERROR_EXAMPLES]
+        card for kind, _ in by_count for card in [card for card in failed if card.error_kind == kind][:ERROR_EXAMPLES]
     ]
     return Section(
         title="Not captioned",

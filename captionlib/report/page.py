@@ -152,11 +152,5 @@ def _number(value: Any, pattern: str = "") -> str:
     """A number with thousands separators and a true minus sign; anything else as text."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)
-    text = (
-        format(value, pattern)
-        if pattern
-        else f"{value:,}"
-        if isinstance(value, Integral)
-        else f"{value:,.4g}"
-    )
+    text = format(value, pattern) if pattern else f"{value:,}" if isinstance(value, Integral) else f"{value:,.4g}"
     return text.replace("-", "−")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from captionlib.decoders import Decoder
 from captionlib.losses import LossSums, caption_loss, doubly_stochastic_penalty
 from captionlib.training.batches import Batch, pad_captions, side_by_side
 from captionlib.training.optimizers import build_optimizer, learning_rate_factor, teacher_forcing_ratio
@@ -39,7 +40,7 @@ class Learner:
     def __init__(
         self,
         model: nn.Module,
-        decoder: nn.Module,
+        decoder: Decoder,
         settings: TrainingSettings,
         *,
         steps_per_epoch: int,
@@ -53,6 +54,8 @@ class Learner:
         self.num_steps = steps_per_epoch * settings.epochs
         self.optimizer = build_optimizer(decoder.parameters(), settings.optimizer)
         self.step_number = 0
+        self.reward: float | None = None
+        """Mean CIDEr-D of the captions drawn in the last step, in self-critical training."""
         self.average: dict[str, Tensor] | None = None
         if settings.ema_decay:
             self.average = {name: value.detach().clone() for name, value in decoder.state_dict().items()}
@@ -159,6 +162,7 @@ class Learner:
         sums = caption_loss(output.logits[given], output.targets[given], self.settings.label_smoothing)
         objective = sums.objective / batch.num_words
         if samples is not None:
+            self.reward = samples.mean_reward
             share = self.settings.self_critical.weight
             drawn = self_critical_loss(output, ~given, samples, num_given) * len(images) / batch.num_images
             objective = (1 - share) * objective + share * drawn

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captionlib.captioner import Captioner
 from captionlib.config import SearchConfig
-from captionlib.decoders import DecoderOutput
+from captionlib.decoders import Decoder, DecoderOutput
 from captionlib.metrics import CiderD
 from captionlib.vocabulary import EOS, SPECIAL_WORDS, Vocabulary
 
@@ -49,7 +49,7 @@ class SelfCritic:
         self.reward, self.vocabulary = reward, vocabulary
         self.num_samples, self.max_tokens, self.seed = num_samples, max_tokens, seed
 
-    def samples(self, decoder: torch.nn.Module, features: Tensor, images: Sequence[int], step: int) -> Samples:
+    def samples(self, decoder: Decoder, features: Tensor, images: Sequence[int], step: int) -> Samples:
         """Draw and reward captions for features (B, N, D) of the images at these positions of the data set."""
         # Every step draws anew, and a resumed run draws the same.
         config = SearchConfig(

@@ -25,7 +25,9 @@ SENTENCES = {
 
 @pytest.fixture(scope="module")
 def encoder_fingerprint() -> str:
-    return weights_fingerprint(build_encoder(describe_encoder("efficientnet_lite", "efficientnet_lite0"), pretrained=True))
+    return weights_fingerprint(
+        build_encoder(describe_encoder("efficientnet_lite", "efficientnet_lite0"), pretrained=True)
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,86 @@
+"""LSTM with adaptive attention: at every word the decoder looks at the image, or at what it has said so far.
+
+Knowing When to Look (Lu et al. 2017, section 2): a visual sentinel, made from the LSTM's memory cell, is one more
+position that attention can choose. Its weight β is 1 less the weights of the image.
+
+Shapes: as in `captionlib.decoders.base`; H state width, which is the features' width too, E embedding width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from captionlib.attention import ATTENTION_KINDS, SingleHeadAttention
+from captionlib.config import DecoderConfig
+from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
+from captionlib.decoders.recurrent import Advance, RecurrentDecoder, advance_cell
+
+
+class LSTMAdaptiveDecoder(RecurrentDecoder):
+    """See the module's docstring.
+
+    Args:
+        config: widths, dropout, kind of attention (the paper's is additive), tying.
+        feature_dim: D.
+        vocabulary_size: V.
+
+    Raises:
+        ValueError: the features' width is not the state's, or attention has several heads.
+    """
+
+    def __init__(self, config: DecoderConfig, feature_dim: int, vocabulary_size: int) -> None:
+        super().__init__()
+        hidden, embedding = config.hidden_dim, config.embedding_dim
+        self.project = FeatureProjection(feature_dim, config.projection_dim)
+        if self.project.out_dim != hidden:
+            raise ValueError(
+                f"lstm_adaptive weighs features of width {self.project.out_dim} against a state of width {hidden}: "
+                "make decoder.projection_dim and decoder.hidden_dim the same"
+            )
+        attention = ATTENTION_KINDS[config.attention](hidden, hidden, config.attention_dim, config.num_heads)
+        if not isinstance(attention, SingleHeadAttention):
+            raise ValueError(
+                f"lstm_adaptive needs one score per position, which decoder.attention {config.attention!r} has not: "
+                "choose additive, dot, scaled_dot or general"
+            )
+        self.attention = attention
+        self.words = WordTable(vocabulary_size, embedding, tied=config.tie_weights)
+        self.embed_image = nn.Linear(hidden, embedding)
+        self.cell = nn.LSTMCell(2 * embedding, hidden)
+        self.sentinel_x = nn.Linear(2 * embedding, hidden, bias=False)
+        self.sentinel_h = nn.Linear(hidden, hidden)
+        self.sentinel_key = nn.Linear(hidden, attention.key_dim, bias=False)
+        self.output = nn.Linear(hidden, embedding)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def memory(self, features: Tensor) -> Memory:
+        """(B, N, D) → projected values (B, N, H), the attention's keys, and the whole image as a vector (B, E)."""
+        values = self.project(features)
+        image = torch.relu(self.embed_image(values.mean(dim=1)))  # eq. 16, 17
+        return {"values": values, "keys": self.attention.keys(values), "image": image}
+
+    def start(self, memory: Memory) -> State:
+        """h and c (B, H) of zeros: every input brings the image with it."""
+        values = memory["values"]
+        zeros = values.new_zeros(len(values), self.cell.hidden_size)
+        return {"h": zeros, "c": zeros, "attention": values.new_zeros(values.shape[:2])}
+
+    def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
+        """Read word and image, then look with the new state at the image's positions and at the sentinel."""
+        image = self.dropout(memory["image"]).unsqueeze(1).expand(-1, word.shape[1], -1)
+        inputs = torch.cat([word, image], dim=-1)  # (B, K, 2E)
+        gate = torch.sigmoid(self.sentinel_x(inputs) + self.sentinel_h(h))  # eq. 9
+        h, c = advance_cell(self.cell, inputs, h, c)
+        sentinel = gate * torch.tanh(c)  # (B, K, H), eq. 10
+        weights = torch.cat([self.attention.scores(h, memory["keys"]), self._score(h, sentinel)], dim=-1).softmax(
+            dim=-1
+        )
+        places, beta = weights[..., :-1], weights[..., -1:]  # (B, K, N), (B, K, 1): eq. 12, 13
+        context = places @ memory["values"] + beta * sentinel  # (B, K, H), eq. 11
+        return Advance(h, c, self.output(self.dropout(context + h)), places)
+
+    def _score(self, h: Tensor, sentinel: Tensor) -> Tensor:
+        """Each row's state with its own sentinel, (B, K, H) both → (B, K, 1)."""
+        key = self.sentinel_key(sentinel).flatten(0, 1).unsqueeze(1)  # (R, 1, A)
+        return self.attention.scores(h.flatten(0, 1).unsqueeze(1), key).view(*h.shape[:2], 1)

@@ -1,0 +1,48 @@
+"""LSTM that reads the image as its first word, and never looks back.
+
+Show and Tell (Vinyals et al. 2015, section 3.1, eq. 10-12). Of a grid of features, the image is the mean.
+
+Shapes: as in `captionlib.decoders.base`; H state width, E embedding width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from captionlib.config import DecoderConfig
+from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
+from captionlib.decoders.recurrent import Advance, RecurrentDecoder, advance_cell
+
+
+class LSTMInitDecoder(RecurrentDecoder):
+    """See the module's docstring.
+
+    Args:
+        config: widths, dropout, tying.
+        feature_dim: D.
+        vocabulary_size: V.
+    """
+
+    def __init__(self, config: DecoderConfig, feature_dim: int, vocabulary_size: int) -> None:
+        super().__init__()
+        hidden, embedding = config.hidden_dim, config.embedding_dim
+        self.project = FeatureProjection(feature_dim, config.projection_dim)
+        self.words = WordTable(vocabulary_size, embedding, tied=config.tie_weights)
+        self.embed_image = nn.Linear(self.project.out_dim, embedding)
+        self.cell = nn.LSTMCell(embedding, hidden)
+        self.output = nn.Linear(hidden, embedding)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def memory(self, features: Tensor) -> Memory:
+        """(B, N, D) → the image as a word (B, E)."""
+        return {"image": self.embed_image(self.project(features.mean(dim=1)))}
+
+    def start(self, memory: Memory) -> State:
+        """h and c (B, H) after the image (eq. 10)."""
+        h, c = self.cell(self.dropout(memory["image"]))
+        return {"h": h, "c": c}
+
+    def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
+        """Read the word (eq. 11, 12); the vectors of the words are the rows of the last layer's matrix."""
+        h, c = advance_cell(self.cell, word, h, c)
+        return Advance(h, c, self.output(self.dropout(h)))

@@ -1,0 +1,93 @@
+"""What the LSTM decoders share: the loop over a caption's words in training, and the step of search.
+
+A decoder of this family says what it keeps of an image (`memory`), how it starts (`start`) and how it reads one
+more word (`advance`).
+
+Shapes: as in `captionlib.decoders.base`; H state width, E embedding width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captionlib.decoders.base import Decoder, DecoderOutput, LongestFirst, Memory, State, WordTable, choose_inputs
+
+
+class Advance(NamedTuple):
+    """What one more word leads to, a row for each caption of each image."""
+
+    h: Tensor
+    """(B, K, H)."""
+    c: Tensor
+    """(B, K, H)."""
+    output: Tensor
+    """(B, K, E): what is compared with the vectors of the words."""
+    attention: Tensor | None = None
+    """(B, K, N)."""
+
+
+class RecurrentDecoder(Decoder):
+    """See the module's docstring. `start` gives h and c (B, H), and `attention` (B, N) where there is any."""
+
+    words: WordTable
+    dropout: nn.Dropout
+
+    def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
+        """Read one word: vectors (B, K, E), h and c (B, K, H)."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
+        """Features (B, N, D), tokens (B, K, T) → logits and targets of all words."""
+        order = LongestFirst(tokens)
+        memory = self.memory(features[order.image_order])
+        start = self.start(memory)
+        per_image = tokens.shape[1]
+        h, c = (start[name].unsqueeze(1).expand(-1, per_image, -1) for name in ("h", "c"))  # (B, K, H)
+        looked: Tensor | None = None
+        if "attention" in start:
+            looked = start["attention"].unsqueeze(1).repeat(1, per_image, 1)  # (B, K, N)
+        embedded = self.dropout(self.words(order.tokens))  # (B, K, T, E)
+        previous: Tensor | None = None
+        outputs, targets, owners = [], [], []
+        for t, (images, captions) in enumerate(zip(order.num_images, order.num_captions, strict=True)):
+            here = (slice(images), slice(captions))
+            word = embedded[here][:, :, t]  # (B', K', E)
+            if teacher_forcing < 1 and previous is not None:
+                with torch.no_grad():
+                    own = self.words.logits(previous[here])
+                word = self.dropout(self.words(choose_inputs(order.tokens[here][:, :, t], own, teacher_forcing)))
+            memory = {name: tensor[:images] for name, tensor in memory.items()}
+            h, c, previous, attention = self.advance(word, h[here], c[here], memory)
+            active = order.active[here][:, :, t]  # (B', K')
+            outputs.append(previous[active])
+            targets.append(order.tokens[here][:, :, t + 1][active])
+            owners.append(order.captions[here][active])
+            if looked is not None and attention is not None:
+                looked[here] = looked[here] + attention * active.unsqueeze(-1)
+        return DecoderOutput(
+            self.words.logits(torch.cat(outputs)),
+            torch.cat(targets),
+            torch.cat(owners),
+            None if looked is None else order.restore(looked),
+        )
+
+    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
+        """Tokens (R,) → log-probabilities (R, V), and the state with h, c (R, H) and attention (R, N)."""
+        images = next(iter(memory.values())).shape[0]
+        word = self.dropout(self.words(tokens)).unflatten(0, (images, -1))  # (B, K, E)
+        h, c = (state[name].unflatten(0, (images, -1)) for name in ("h", "c"))
+        h, c, output, attention = self.advance(word, h, c, memory)
+        logits = self.words.logits(output.flatten(0, 1))  # (R, V)
+        state = {"h": h.flatten(0, 1), "c": c.flatten(0, 1)}
+        if attention is not None:
+            state["attention"] = attention.flatten(0, 1)
+        return logits.log_softmax(dim=-1), state
+
+
+def advance_cell(cell: nn.LSTMCell, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """An LSTM cell on (B, K, ...) rows: inputs, h (B, K, H), c (B, K, H) → h, c (B, K, H)."""
+    h_next, c_next = cell(inputs.flatten(0, 1), (h.flatten(0, 1), c.flatten(0, 1)))
+    return h_next.unflatten(0, h.shape[:2]), c_next.unflatten(0, c.shape[:2])

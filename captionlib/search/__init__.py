@@ -1,0 +1,76 @@
+"""Search: a `step` function over words → the captions that it finds most probable, or draws.
+
+Knows no model. A step is `step(tokens (R,), state, memory) -> (log_probs (R, V), state)`, where `memory` holds
+what belongs to an image (dimension 0: image) and `state` what belongs to a hypothesis (dimension 0: row). Rows of
+one image stand side by side; their number grows from one to the beam width with the first word. An image whose
+captions are complete leaves the batch, and no image affects another's captions.
+
+Shapes: B images still searched, K rows per image (beams or samples), R = B * K rows, V words, L words so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from captionlib.config import SearchConfig
+from captionlib.search.beam import Beam
+from captionlib.search.constraints import Constraints
+from captionlib.search.rows import Hypothesis, Memory, Rows, State
+from captionlib.search.sampling import Sampling
+
+__all__ = ["Hypothesis", "Memory", "State", "Step", "search"]
+
+Step = Callable[[Tensor, State, Memory], tuple[Tensor, State]]
+
+
+def search(
+    step: Step,
+    start: State,
+    memory: Memory,
+    config: SearchConfig,
+    image_ids: Sequence[int] | None = None,
+    *,
+    keep_attention: bool = False,
+) -> list[list[Hypothesis]]:
+    """Find `config.num_captions` captions per image, best first.
+
+    Every caption ends in `<eos>`: after `max_tokens` words there is nothing else to choose. A model that gives no
+    allowed word a probability leaves its hypotheses unfinished; one that answers NaN leaves a single hypothesis
+    whose log-probability is NaN.
+
+    Args:
+        step: see the module's docstring. What it returns is not written to.
+        start: the state before `<bos>`, one row per image.
+        memory: dimension 0 of every tensor is the image.
+        image_ids: what samples are keyed by, with `config.seed`: an image's samples are the same whatever the
+            batch. Position in the batch where not given.
+        keep_attention: collect `state["attention"]` (R, N) at each word.
+
+    Returns:
+        Per image at least one caption. Samples may repeat each other. The captions of a beam differ, so that
+        groups of a diverse beam which found the same ones leave fewer than were asked for.
+
+    Raises:
+        ValueError: `image_ids` are not as many as the images.
+    """
+    rows = Rows(start, memory, keep_attention=keep_attention)
+    num_images = len(rows.images)
+    if image_ids is not None and len(image_ids) != num_images:
+        raise ValueError(f"{len(image_ids)} image_ids for {num_images} images: give one per image")
+    if num_images == 0:
+        return []
+    constraints = Constraints(config, rows.device)
+    method: Beam | Sampling
+    if config.method == "sample":
+        method = Sampling(config, range(num_images) if image_ids is None else image_ids, rows.device)
+    else:
+        method = Beam(config)
+    for position in range(config.max_tokens + 1):
+        log_probs, rows.state = step(rows.tokens[:, -1], rows.state, rows.memory)  # (R, V)
+        log_probs = constraints(log_probs.float(), rows.tokens, position)
+        rows.advance(*method.choose(log_probs.unflatten(0, (-1, rows.width)), rows, position))
+        if not rows.release(method.done(rows), config):
+            break
+    return rows.captions()

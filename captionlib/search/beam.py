@@ -1,0 +1,94 @@
+"""Beam search, of which greedy search is the width 1: log-probabilities of the next word → the rows that go on.
+
+Shapes: as in `captionlib.search`; C candidates of a row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captionlib.config import SearchConfig
+from captionlib.search.rows import Rows, rank
+from captionlib.vocabulary import PAD
+
+
+class Beam:
+    """A finished hypothesis keeps its place in the beam with its score, until better ones push it out.
+
+    Groups (diverse beam search, Vijayakumar et al. 2018, section 4) are beams that take turns within a step: a
+    word costs `diversity_strength` for each hypothesis of an earlier group that chose it in this step. The cost
+    decides what a group follows; log-probabilities don't contain it.
+    """
+
+    def __init__(self, config: SearchConfig) -> None:
+        self.config = config
+        self.width = config.beam_width if config.method == "beam" else 1
+        self.groups = config.diversity_groups if config.method == "beam" else 1
+
+    def choose(self, log_probs: Tensor, rows: Rows, position: int) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Log-probabilities (B, K, V) → parents, words and log-probabilities of the new rows, each (B, width)."""
+        gained, words = self._candidates(log_probs, rows.ended)  # (B, K, C)
+        totals = (rows.log_probs.unsqueeze(-1) + gained).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        lengths = (rows.lengths + ~rows.ended).unsqueeze(-1)  # (B, K, 1)
+        chosen = self._take_turns(rank(totals, lengths, self.config), words)  # (B, width)
+        parent = chosen // words.shape[-1]
+        word, new = words.flatten(1).gather(1, chosen), totals.flatten(1).gather(1, chosen)
+        # Where nothing can go on, the hypotheses stay as they are. NaN marks a model that gave no answer.
+        stuck = (new == -torch.inf).all(dim=1, keepdim=True)  # (B, 1)
+        old = rows.log_probs.masked_fill(gained[..., 0].isnan(), torch.nan)
+        stay = torch.arange(self.width, device=rows.device).clamp(max=rows.width - 1).expand_as(parent)
+        parent = torch.where(stuck, stay, parent)
+        word, new = word.masked_fill(stuck, PAD), torch.where(stuck, old.gather(1, stay), new)
+        return (None if self.width == 1 else parent), word, new
+
+    def done(self, rows: Rows) -> Tensor:
+        """(B,) bool: as many hypotheses as are wanted have ended, and none alive can pass them.
+
+        A log-probability only falls; a score under a length penalty is bounded by that of the longest caption.
+        """
+        alive = ~rows.ended & (rows.log_probs > -torch.inf)  # (B, K)
+        done = ~alive.any(dim=1)
+        if self.groups == 1:  # groups may end in the same captions, so that more than are wanted are needed
+            wanted = min(self.config.num_captions, self.width)
+            ends = rows.scores(self.config).masked_fill(~rows.ended, -torch.inf).topk(wanted, dim=1).values[:, -1]
+            bound = rank(rows.log_probs, self.config.max_tokens + 1.0, self.config)
+            bound = bound.masked_fill(~alive, -torch.inf).amax(dim=1)  # (B,)
+            done = done | ((ends >= bound) & (ends > -torch.inf))
+        return done
+
+    def _candidates(self, log_probs: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
+        """The best words of each row, best first: log-probabilities (B, K, C) and ids, C = width.
+
+        No more of a row can be taken. With groups as well: the words that cost something are at most as many as
+        the hypotheses of the other groups, so that enough others are among the row's best.
+        """
+        gained, words = log_probs.topk(min(self.width, log_probs.shape[-1]), dim=-1)
+        if (missing := self.width - words.shape[-1]) > 0:  # a vocabulary smaller than the beam
+            gained, words = F.pad(gained, (0, missing), value=-torch.inf), F.pad(words, (0, missing), value=PAD)
+        # An ended row has one continuation, <pad> at no cost.
+        only = torch.full_like(gained[0, 0], -torch.inf)
+        only[0] = 0.0
+        ended = ended.unsqueeze(-1)
+        return torch.where(ended, only, gained), words.masked_fill(ended, PAD)
+
+    def _take_turns(self, scores: Tensor, words: Tensor) -> Tensor:
+        """Group by group, the best candidates: indices (B, width) into the flattened (B, K * C)."""
+        if self.groups == 1:
+            return scores.flatten(1).topk(self.width, dim=1).indices
+        _, num_rows, num_candidates = words.shape
+        size = self.width // self.groups
+        chosen: list[Tensor] = []
+        taken = words.new_empty(len(words), 0)  # (B, words chosen by earlier groups)
+        for group in range(self.groups):
+            first = group * size if num_rows == self.width else 0  # the first word's candidates are everyone's
+            mine = slice(first, first + min(size, num_rows))
+            times = (words[:, mine].unsqueeze(-1) == taken.view(len(words), 1, 1, -1)).sum(dim=-1)
+            diverse = scores[:, mine] - self.config.diversity_strength * times  # (B, K / groups, C)
+            best, index = diverse.flatten(1).topk(size, dim=1)
+            chosen.append(index + first * num_candidates)
+            word = words.flatten(1).gather(1, chosen[-1])
+            nothing = (best == -torch.inf) | (word == PAD)  # an ended hypothesis chooses no word
+            taken = torch.cat([taken, word.masked_fill(nothing, -1)], dim=1)
+        return torch.cat(chosen, dim=1)

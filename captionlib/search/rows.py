@@ -1,0 +1,148 @@
+"""The rows of a search: hypotheses of all images still searched, side by side → the captions of those that are done.
+
+Shapes: as in `captionlib.search`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captionlib.config import SearchConfig
+from captionlib.vocabulary import BOS, EOS, PAD
+
+State = dict[str, Tensor]
+Memory = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One caption as the search leaves it."""
+
+    tokens: tuple[int, ...]
+    """Word ids, without `<bos>` and `<eos>`."""
+    log_prob: float
+    """Sum of the model's log-probabilities, natural log, `<eos>` included where it was reached."""
+    finished: bool
+    """Whether `<eos>` was reached; if not, the model left no way to go on."""
+    attention: Tensor | None = None
+    """(L, N) weights of each word, where they were asked for."""
+
+
+class Rows:
+    """What the search knows about each row, kept in step with the model's state.
+
+    An ended row (after `<eos>`) keeps its place and continues with `<pad>`, which costs nothing.
+
+    Args:
+        start: the model's state before `<bos>`, one row per image.
+        memory: dimension 0 of every tensor is the image.
+        keep_attention: collect `state["attention"]`.
+    """
+
+    def __init__(self, start: State, memory: Memory, *, keep_attention: bool) -> None:
+        first = next(iter(start.values()))
+        num_images, self.device = first.shape[0], first.device
+        self.state, self.memory = start, memory
+        self.width = 1  # K: before the first word all hypotheses of an image are the same one
+        self.images = torch.arange(num_images, device=self.device)  # (B,) which images the rows belong to
+        self.tokens = torch.full((num_images, 1), BOS, device=self.device)  # (R, 1 + L)
+        self.log_probs = torch.zeros(num_images, 1, device=self.device)  # (B, K); -inf where there is none
+        self.ended = torch.zeros(num_images, 1, dtype=torch.bool, device=self.device)  # (B, K)
+        self.lengths = torch.zeros(num_images, 1, device=self.device)  # (B, K) words, <eos> included
+        self.attention = first.new_zeros(num_images, 0, 0) if keep_attention and "attention" in start else None
+        self._places = list(range(num_images))  # `images`, known without asking the device
+        self._found: dict[int, list[Hypothesis]] = {}
+
+    def scores(self, config: SearchConfig) -> Tensor:
+        """What the hypotheses are ranked by (B, K)."""
+        return rank(self.log_probs, self.lengths.clamp(min=1.0), config)
+
+    def advance(self, parent: Tensor | None, word: Tensor, log_probs: Tensor) -> None:
+        """Go one word further.
+
+        Args:
+            parent: (B, K) int64, which row of the image each new row continues; None: each continues itself.
+            word: (B, K) int64; `<pad>` ends a row.
+            log_probs: (B, K), of the whole hypotheses.
+        """
+        if parent is not None:
+            offsets = torch.arange(len(parent), device=self.device).unsqueeze(1) * self.width
+            index = (offsets + parent).flatten()  # (R,)
+            self.width = parent.shape[1]
+            self.state = _select(self.state, index)
+            self.tokens = self.tokens[index]
+            self.lengths = self.lengths.gather(1, parent)
+            if self.attention is not None:
+                self.attention = self.attention[index]
+        if self.attention is not None:
+            latest = self.state["attention"].unsqueeze(1)  # (R, 1, N)
+            self.attention = latest if self.attention.shape[1] == 0 else torch.cat([self.attention, latest], dim=1)
+        self.tokens = torch.cat([self.tokens, word.view(-1, 1)], dim=1)
+        self.lengths = self.lengths + (word != PAD)
+        self.ended = (word == EOS) | (word == PAD)
+        self.log_probs = log_probs
+
+    def release(self, done: Tensor, config: SearchConfig) -> bool:
+        """Write down the captions of images that are done (B,) bool, and let go of them; whether any is left."""
+        # The one time per word that the host waits for the device.
+        newly = [b for b, is_done in enumerate(done.tolist()) if is_done and self._places[b] not in self._found]
+        if not newly:
+            return True
+        self._collect(newly, config)
+        kept = [b for b, image in enumerate(self._places) if image not in self._found]
+        # Shrinking the batch copies every tensor: only worth it when a good part has gone. Until then the rows
+        # of an image that was written down run along and are not looked at again.
+        if kept and 4 * len(kept) <= 3 * len(self._places):
+            self._keep(kept)
+        return bool(kept)
+
+    def captions(self) -> list[list[Hypothesis]]:
+        """What was found, in the order of the images that were given."""
+        return [self._found[image] for image in sorted(self._found)]
+
+    def _keep(self, places: list[int]) -> None:
+        images = torch.tensor(places, device=self.device)
+        rows = (images.unsqueeze(1) * self.width + torch.arange(self.width, device=self.device)).flatten()
+        self._places = [self._places[b] for b in places]
+        self.images, self.log_probs = self.images[images], self.log_probs[images]
+        self.ended, self.lengths = self.ended[images], self.lengths[images]
+        self.tokens, self.state, self.memory = (
+            self.tokens[rows],
+            _select(self.state, rows),
+            _select(self.memory, images),
+        )
+        if self.attention is not None:
+            self.attention = self.attention[rows]
+
+    def _collect(self, places: list[int], config: SearchConfig) -> None:
+        """Write down the captions of the images at these places, best first."""
+        at = torch.tensor(places, device=self.device)
+        log_probs = self.log_probs[at]  # (b, K)
+        exists = self.ended[at] & (log_probs > -torch.inf)
+        order = self.scores(config)[at].masked_fill(~exists, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        tokens = self.tokens[:, 1:].unflatten(0, (-1, self.width))[at]  # (b, K, L)
+        columns = (order.tolist(), exists.tolist(), log_probs.tolist(), tokens.tolist())
+        for place, ranking, is_there, of_image, words in zip(places, *columns, strict=True):
+            found: dict[object, Hypothesis] = {}
+            for k in [k for k in ranking if is_there[k]] or ranking[:1]:
+                ending = next((i for i, word in enumerate(words[k]) if word in (EOS, PAD)), len(words[k]))
+                caption = tuple(words[k][:ending])
+                weights = None
+                if self.attention is not None:
+                    weights = self.attention[place * self.width + k, :ending].clone()
+                key = k if config.method == "sample" else caption
+                found.setdefault(key, Hypothesis(caption, of_image[k], EOS in words[k], weights))
+            self._found[self._places[place]] = list(found.values())[: config.num_captions]
+
+
+def rank(log_probs: Tensor, lengths: Tensor | float, config: SearchConfig) -> Tensor:
+    """What hypotheses compete by: log-probability / length ** length_penalty (Wu et al. 2016, section 7, with the
+    length itself for their (5 + length) / 6)."""
+    return log_probs / lengths**config.length_penalty if config.length_penalty else log_probs
+
+
+def _select(tensors: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    return {name: tensor[index] for name, tensor in tensors.items()}

@@ -1,0 +1,78 @@
+"""Sampling: log-probabilities of the next word → words drawn from them, the same for an image in any batch.
+
+Shapes: as in `captionlib.search`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captionlib.config import SearchConfig
+from captionlib.search.rows import Rows
+from captionlib.vocabulary import PAD
+
+
+class Sampling:
+    """Independent captions by the inverse of the cumulative distribution.
+
+    Each image has a stream of uniform numbers to itself, from a counter-based generator keyed by seed and image
+    (Philox: Salmon et al. 2011), and word ids keep their order on the line that the numbers point to. So the
+    batch decides nothing, and a difference in the last digit of a probability hardly ever does.
+    """
+
+    def __init__(self, config: SearchConfig, image_ids: Sequence[int], device: torch.device) -> None:
+        self.config = config
+        shape = (config.num_captions, config.max_tokens + 1)
+        streams = np.stack([_stream(config.seed, image_id).random(shape) for image_id in image_ids])
+        self.uniform = torch.from_numpy(streams).to(device)  # (images, K, max_tokens + 1) float64 in [0, 1)
+
+    def choose(self, log_probs: Tensor, rows: Rows, position: int) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Log-probabilities (B, 1 or K, V) → parents, words and log-probabilities of the new rows, each (B, K)."""
+        chances = truncate(log_probs / self.config.temperature, self.config.top_k, self.config.top_p)
+        cumulative = chances.double().cumsum(dim=-1)
+        total = cumulative[..., -1:]
+        uniform = self.uniform[rows.images, :, position]  # (B, K)
+        # Before the first word an image has one row, and all its numbers point there.
+        threshold = uniform.unflatten(1, (rows.width, -1)) * total  # (B, rows, K / rows)
+        # Rounding may put a number on the very end, behind the last word that has a chance.
+        threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
+        word = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=log_probs.shape[-1] - 1)
+        gained = log_probs.gather(-1, word).flatten(1)  # (B, K)
+        best = log_probs.amax(dim=-1)  # (B, 1 or K); NaN marks a model that gave no answer
+        gained = torch.where(best > -torch.inf, gained, best.nan_to_num(neginf=0.0, nan=torch.nan))
+        over = rows.ended | ~(best > -torch.inf)
+        word = word.flatten(1).masked_fill(over, PAD)
+        new = rows.log_probs + gained.masked_fill(rows.ended, 0.0)
+        return (torch.zeros_like(word) if rows.width != word.shape[1] else None), word, new
+
+    def done(self, rows: Rows) -> Tensor:
+        """(B,) bool: all samples have ended."""
+        return rows.ended.all(dim=1)
+
+
+def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits (..., V) → probabilities with the tail set to 0.
+
+    Args:
+        top_k: words that are kept (Fan et al. 2018, section 5.2); 0 means all.
+        top_p: then the fewest of them whose probability reaches this (nucleus sampling, Holtzman et al. 2020).
+    """
+    keep_all = not 0 < top_k < logits.shape[-1]
+    if keep_all and top_p >= 1:
+        return logits.softmax(dim=-1)
+    ordered, words = logits.sort(dim=-1, descending=True) if keep_all else logits.topk(top_k, dim=-1)
+    chances = ordered.softmax(dim=-1)
+    if top_p < 1:
+        # Keep a word when those before it have not reached top_p: the first always stays.
+        chances = chances * (chances.cumsum(dim=-1) - chances < top_p)
+    return torch.zeros_like(logits).scatter(-1, words, chances)
+
+
+def _stream(seed: int, image_id: int) -> np.random.Generator:
+    """An image's own random numbers; any 64-bit seed and id, negative ones too."""
+    key = [int(number) & 0xFFFF_FFFF_FFFF_FFFF for number in (seed, image_id)]
+    return np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))

@@ -1,0 +1,1 @@
+"""The Ray jobs: thin compositions of captionlib."""

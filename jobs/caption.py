@@ -1,0 +1,122 @@
+"""Caption every image of a folder or bucket, on one machine or on a Ray cluster.
+
+    python -m jobs.caption photos captions
+    python -m jobs.caption s3://bucket/photos s3://bucket/captions --address auto
+
+Afterwards `pandas.read_parquet("captions/captions")` has one row per image: a caption, or an error. The same
+command again goes on where it stopped, and does what is new.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import captionlib
+from captionlib.config import SearchConfig, from_dict, to_dict
+from jobs import record, schemas
+from jobs.settings import CaptionSettings, parse, peek
+
+PROG = "python -m jobs.caption"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 all done, 1 not complete, 2 a faulty request, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    model = peek(arguments, "model") or "default"
+    settings = parse(
+        CaptionSettings,
+        arguments,
+        prog=PROG,
+        description=__doc__ or "",
+        defaults={"search": _search_of(model)},
+    )
+    from jobs.part_job import guarded
+
+    return guarded(PROG, lambda: caption(settings))
+
+
+def caption(settings: CaptionSettings) -> int:
+    """Caption what is not captioned yet; returns the exit code.
+
+    Raises:
+        ValueError: something is wrong with the settings, the input, the output or the checkpoint.
+        jobs.ledger.Stopped: it was started and is not complete.
+    """
+    from captionlib.checkpoints import check_checkpoint, checkpoint_fingerprint, read_config, resolve_checkpoint
+    from jobs.part_job import PartJob, run_job
+    from jobs.processors import CaptionFactory
+    from jobs.resources import Plan
+    from jobs.summary import print_captions, print_summary, write_report
+
+    directory = resolve_checkpoint(settings.model)
+    check_checkpoint(directory)
+    encoder = read_config(directory).model.encoder
+    if encoder.kind == "vectors":
+        raise ValueError(
+            f"the checkpoint {settings.model} was trained on ready-made features and has no encoder for images: "
+            "give one that has"
+        )
+    fingerprint = checkpoint_fingerprint(directory)
+    search = to_dict(settings.search)
+    identity = {"schema_version": schemas.SCHEMA_VERSION, "model": fingerprint, "search": search}
+    metadata = {
+        "schema_version": str(schemas.SCHEMA_VERSION),
+        "model": fingerprint,
+        "search": json.dumps(search, sort_keys=True),
+        "version": record.versions().get("captionlib", "unknown"),
+    }
+    # Each machine finds the checkpoint by itself: at the same path, or at a URL.
+    is_elsewhere = settings.model == "default" or "://" in settings.model
+    source = settings.model if is_elsewhere else str(directory.resolve())
+
+    def factory(plan: Plan) -> CaptionFactory:
+        batch_size = settings.work.batch_size or (256 if plan.actor_gpus else 32)
+        return CaptionFactory(source, settings.search, batch_size, plan.actor_threads, metadata)
+
+    job = PartJob(
+        kind="caption",
+        verb="captioned",
+        folders=("captions",),
+        identity=identity,
+        preprocessing=encoder.preprocessing,
+        factory=factory,
+        compact=True,
+    )
+    outcome = run_job(job, settings)
+    if settings.report and (outcome.run or not outcome.output.exists("report.html")):
+        write_report(outcome, settings)
+    print_summary(outcome, job.verb)
+    if settings.show:
+        print_captions(outcome, settings.show)
+    if outcome.counts.failed and not outcome.counts.done:
+        print(f"{PROG}: no image could be captioned; the column `error` says why", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _search_of(model: str) -> SearchConfig:
+    """The search that a checkpoint asks for; what is wrong with the checkpoint is said later."""
+    if model == "default":
+        folder = Path(captionlib.__file__).parent / "pretrained" / "default"
+    elif "://" in model:
+        from captionlib.checkpoints import CheckpointError, resolve_checkpoint
+
+        try:
+            folder = resolve_checkpoint(model)
+        except CheckpointError:
+            return SearchConfig()
+    else:
+        folder = Path(model).expanduser()
+    # Without captionlib.checkpoints, which needs PyTorch: --help should not take seconds.
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return from_dict(SearchConfig, stored["search"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return SearchConfig()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""Score captions against references: the caption job's rows and a dataset → scores, per image and of all.
+
+    python -m jobs.evaluate CAPTIONS FLICKR8K --split dev
+    python -m jobs.evaluate results.json captions_val2017.json --kind coco
+
+Captions and references belong together by the image's file name. Needs no Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tyro.conf import Positional
+
+from captionlib.metrics import Diversity, JavaScores, Scores, score_captions, score_with_java
+from captionlib.metrics import diversity as diversity_metric
+from captionlib.text import tokenize
+from jobs.evaluate_inputs import Match, Matched, Pair, coco_numbers, match, read_captions, read_references
+from jobs.record import now, versions
+from jobs.storage import Folder
+
+Kind = Literal["flickr8k", "flickr30k", "coco", "karpathy", "csv", "parquet"]
+METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor", "spice")
+TITLES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR", "SPICE")
+
+IMAGE_SCORES = pa.schema(
+    [
+        ("path", pa.string()),
+        ("caption", pa.string()),
+        ("references", pa.list_(pa.string())),
+        *((name, pa.float64()) for name in METRICS),  # null where the metric was left out
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Settings of the evaluation."""
+
+    captions: Positional[str]
+    """What is scored: the caption job's output, a Parquet file with the columns path and caption, or JSON in
+    the form of COCO's results."""
+    references: Positional[str]
+    """The dataset: its folder (Flickr8k, Flickr30k, COCO) or its file of captions (all kinds)."""
+    output: str | None = None
+    """Folder or URL for scores.json, images.parquet and report.html (default: CAPTIONS with -scores)."""
+    kind: Kind = "flickr8k"
+    """Form of the references."""
+    split: Literal["all", "train", "dev", "val", "test"] = "all"
+    """Which part of the dataset."""
+    split_file: str | None = None
+    """A file with the image names of the split, where the dataset's folder has none."""
+    images_root: str | None = None
+    """Where the dataset's images are, for the pictures in the report."""
+    match: Match = "name"
+    """What captions and references have in common: the images' file names, or their paths as a whole."""
+    partial: bool = False
+    """Score the images that have a caption, when others have references only."""
+    train_captions: str | None = None
+    """The dataset that the model was trained on, of the same kind: how many captions are known by heart?"""
+    train_split: Literal["all", "train", "dev", "val", "test"] = "train"
+    """The part of it that the model was trained on."""
+    java: bool = True
+    """METEOR and SPICE too, where Java and pycocoevalcap are there."""
+    report: bool = True
+    """Write report.html, a page with the best and the worst captions."""
+    config: Path | None = None
+    """A YAML or TOML file with any of these settings; the command line has the last word."""
+
+    @property
+    def output_folder(self) -> str:
+        """Where the results go."""
+        if self.output is not None:
+            return self.output
+        captions = self.captions.rstrip("/")
+        return captions.removesuffix(".parquet").removesuffix(".json") + "-scores"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    from jobs.settings import parse
+
+    settings = parse(EvaluateSettings, argv, prog="jobs.evaluate", description=__doc__ or "")
+    try:
+        evaluate(settings)
+    except (ValueError, OSError) as error:
+        print(f"jobs.evaluate: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(settings: EvaluateSettings) -> None:
+    """Read, match, score, write, and print.
+
+    Raises:
+        ValueError: captions and references do not belong together, or a file is not what it should be.
+        OSError: a file cannot be read or written.
+    """
+    references = read_references(
+        settings.kind,
+        settings.references,
+        split=settings.split,
+        split_file=settings.split_file,
+        images_root=settings.images_root,
+    )
+    captions = read_captions(settings.captions, lambda: coco_numbers(settings.kind, settings.references, references))
+    matched = match(captions, references, settings.match)
+    notes = _notes_on_match(matched, settings.partial)
+    pairs = matched.pairs
+    scores = score_captions(
+        {key: pair.caption for key, pair in pairs.items()},
+        {key: pair.references for key, pair in pairs.items()},
+    )
+    java = _java_scores(pairs) if settings.java else JavaScores(None, None, {}, {}, ())
+    diversity = diversity_metric.statistics(tokenize(pair.caption) for pair in pairs.values()).score(
+        _training_captions(settings)
+    )
+    notes += java.notes
+    rows = _image_rows(pairs, scores, java)
+    folder = Folder.of(settings.output_folder)
+    folder.write("scores.json", _scores_json(settings, scores, java, diversity, notes))
+    folder.write("images.parquet", _parquet(rows))
+    if settings.report:
+        from jobs.evaluate_report import evaluation_page, write_evaluation
+
+        write_evaluation(folder.url, evaluation_page(rows, _table(scores, java, diversity), scores.signature, notes))
+    _print(scores, java, diversity, notes, folder.url)
+
+
+def _notes_on_match(matched: Matched, partial: bool) -> list[str]:
+    notes = []
+    missing, total = len(matched.uncaptioned), len(matched.uncaptioned) + len(matched.pairs)
+    if missing:
+        listed = ", ".join(matched.uncaptioned[:3]) + (", …" if missing > 3 else "")
+        what = f"{missing:,} of {total:,} images with references have no caption ({listed})"
+        if not partial or not matched.pairs:
+            raise ValueError(f"{what}: caption them, choose the split, or score the others with --partial")
+        notes.append(f"{what}: the scores are those of the others")
+    if matched.num_other_captions:
+        notes.append(f"{matched.num_other_captions:,} captions of images without references were left aside")
+    return notes
+
+
+def _java_scores(pairs: Mapping[str, Pair]) -> JavaScores:
+    return score_with_java(
+        {key: tokenize(pair.caption) for key, pair in pairs.items()},
+        {key: [tokenize(text) for text in pair.references] for key, pair in pairs.items()},
+    )
+
+
+def _training_captions(settings: EvaluateSettings) -> set[tuple[str, ...]] | None:
+    if settings.train_captions is None:
+        return None
+    records = read_references(
+        settings.kind, settings.train_captions, split=settings.train_split, split_file=None, images_root=None
+    )
+    return {tuple(tokenize(caption)) for record in records for caption in record.captions}
+
+
+def _image_rows(pairs: Mapping[str, Pair], scores: Scores, java: JavaScores) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": pair.path,
+            "reference_path": pair.reference_path,
+            "caption": pair.caption,
+            "references": list(pair.references),
+            **dataclasses.asdict(scores.images[key]),
+            "meteor": java.image_meteor.get(key),
+            "spice": java.image_spice.get(key),
+        }
+        for key, pair in pairs.items()
+    ]
+
+
+def _parquet(rows: Iterable[Mapping[str, Any]]) -> memoryview:
+    columns = [[row[name] for row in rows] for name in IMAGE_SCORES.names]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=IMAGE_SCORES), sink, compression="zstd")
+    return memoryview(sink.getvalue())
+
+
+def _corpus_scores(scores: Scores, java: JavaScores) -> dict[str, float]:
+    """By metric; those that were left out are missing."""
+    values = {name: getattr(scores, name, None) for name in METRICS} | {
+        "meteor": java.meteor,
+        "spice": java.spice,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _scores_json(
+    settings: EvaluateSettings, scores: Scores, java: JavaScores, diversity: Diversity, notes: Sequence[str]
+) -> bytes:
+    record = {
+        "scores": _corpus_scores(scores, java),
+        "signature": scores.signature,
+        "num_images": scores.num_images,
+        "diversity": dataclasses.asdict(diversity),
+        "notes": list(notes),
+        "settings": dataclasses.asdict(settings),
+        "versions": versions(),
+        "written": now(),
+    }
+    return json.dumps(record, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
+
+
+def _table(scores: Scores, java: JavaScores, diversity: Diversity) -> list[tuple[str, str]]:
+    """What is shown: name and value."""
+    found = _corpus_scores(scores, java)
+    table = [(title, f"{found[name]:.4f}") for name, title in zip(METRICS, TITLES, strict=True) if name in found]
+    table += [
+        ("images", f"{scores.num_images:,}"),
+        ("distinct captions", f"{diversity.num_distinct:,}"),
+        ("words used", f"{diversity.vocabulary_used:,}"),
+        ("words per caption", f"{diversity.mean_length:.1f}"),
+        ("broken-off captions", f"{diversity.share_dangling:.1%}"),
+    ]
+    if diversity.share_from_training is not None:
+        table.append(("captions of the training set", f"{diversity.share_from_training:.1%}"))
+    return table
+
+
+def _print(scores: Scores, java: JavaScores, diversity: Diversity, notes: Sequence[str], where: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in _table(scores, java, diversity):
+        table.add_row(name, value)
+    # Neither colour nor mark-up where the text is a path, and no line breaks where it is a log.
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(scores.signature)
+    for note in notes:
+        console.print(f"note: {note}")
+    console.print(f"written to {where}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Run an encoder over every image of a folder or bucket once, so that decoders can be trained on its features.
+
+    python -m jobs.extract_features photos features --flip
+    python -m jobs.extract_features s3://bucket/photos s3://bucket/features --kind torchvision --encoder resnet50
+
+Afterwards features/features holds a row per image: path, features (float16, N * D), or an error. The same command
+again goes on where it stopped, and does what is new.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from captionlib.config import EncoderConfig, to_dict
+from jobs import record, schemas
+from jobs.settings import FeatureSettings, parse
+
+if TYPE_CHECKING:
+    from jobs.processors import FeatureFactory
+    from jobs.resources import Plan
+
+PROG = "python -m jobs.extract_features"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 all done, 1 not complete, 2 a faulty request, 130 interrupted."""
+    settings = parse(FeatureSettings, argv, prog=PROG, description=__doc__ or "")
+    from jobs.part_job import guarded
+
+    return guarded(PROG, lambda: extract_features(settings))
+
+
+def extract_features(settings: FeatureSettings) -> int:
+    """Encode what is not encoded yet; returns the exit code.
+
+    Raises:
+        ValueError: something is wrong with the settings, the input, the output or the encoder.
+        jobs.ledger.Stopped: it was started and is not complete.
+    """
+    from captionlib.checkpoints import weights_fingerprint
+    from jobs.part_job import PartJob, run_job
+    from jobs.processors import FeatureFactory, load_encoder
+    from jobs.summary import print_summary
+
+    encoder = _describe(settings)
+    # Built here once: missing weights should be said now, and rows of different weights must not be mixed.
+    fingerprint = weights_fingerprint(load_encoder(encoder, settings.model))
+    identity = {
+        "schema_version": schemas.SCHEMA_VERSION,
+        "encoder": to_dict(encoder),
+        "weights": fingerprint,
+        "flip": settings.flip,
+    }
+    metadata = {
+        "schema_version": str(schemas.SCHEMA_VERSION),
+        "version": record.versions().get("captionlib", "unknown"),
+    }
+
+    def factory(plan: Plan) -> FeatureFactory:
+        batch_size = settings.work.batch_size or (256 if plan.actor_gpus else 32)
+        return FeatureFactory(
+            encoder, settings.model, fingerprint, settings.flip, batch_size, plan.actor_threads, metadata
+        )
+
+    job = PartJob(
+        kind="extract_features",
+        verb="encoded",
+        folders=("features_flipped", "features") if settings.flip else ("features",),
+        identity=identity,
+        preprocessing=encoder.preprocessing,
+        factory=factory,
+        compact=False,  # a part's features are tens of megabytes already
+    )
+    outcome = run_job(job, settings)
+    print_summary(outcome, job.verb)
+    return 0 if outcome.counts.done or not outcome.counts.failed else 1
+
+
+def _describe(settings: FeatureSettings) -> EncoderConfig:
+    if settings.model is not None:
+        from captionlib.checkpoints import check_checkpoint, read_config, resolve_checkpoint
+
+        directory = resolve_checkpoint(settings.model)
+        check_checkpoint(directory)
+        return read_config(directory).model.encoder
+    from captionlib.encoders import describe_encoder
+
+    return describe_encoder(settings.kind, settings.encoder, settings.features)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

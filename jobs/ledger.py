@@ -1,0 +1,106 @@
+"""What has become of each part, by the receipts that come in, and when a run must stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.outputs import PartFiles
+from jobs.progress import Progress
+from jobs.ranges import IdRange, cut
+from jobs.stages import Part
+
+IMAGES_BEFORE_ERROR_SHARE = 1_000
+SPLIT = 8
+"""A part that was put off is cut into so many, so that one bad image holds back fewer others each time."""
+
+
+class Stopped(Exception):
+    """The job cannot go on, or is not complete; the message says why, and what to do."""
+
+
+@dataclass
+class Round:
+    """The end of one pass over the parts that were left."""
+
+    left: list[Part] = field(default_factory=list)
+    """Parts for another round."""
+    deadly: list[Part] = field(default_factory=list)
+    """Single images that no worker survived."""
+    made_progress: bool = False
+    """Whether any part was committed."""
+
+
+class Ledger:
+    """Follows the receipts of a run.
+
+    Args:
+        files: where committed parts can be seen.
+        max_error_share: of the images, after the first thousand.
+        patience: parts put off in a row after which a round is given up: the storage is away.
+    """
+
+    def __init__(self, files: PartFiles, progress: Progress, max_error_share: float, patience: int) -> None:
+        self.files, self.progress = files, progress
+        self.max_error_share, self.patience = max_error_share, patience
+        self.last_reason = ""
+        """Why parts were put off."""
+        self.seconds: dict[str, float] = {}
+        """By step, summed over parts (and threads, where a step has several)."""
+        self._nodes: set[str] = set()
+
+    def follow(self, parts: Iterable[Part], receipts: Iterator[Mapping[str, Any]]) -> Round:
+        """Take the receipts of one round as they come.
+
+        Raises:
+            Stopped: another round would not help.
+        """
+        result = Round()
+        waiting = {part.ids: part for part in parts}
+        put_off: list[Part] = []
+        in_a_row = 0
+        for receipt in receipts:
+            part = waiting.pop(IdRange(receipt["first"], receipt["last"]))
+            if receipt["status"] == "committed":
+                self._commit(part, receipt)
+                result.made_progress, in_a_row = True, 0
+                continue
+            self.last_reason = receipt["reason"]
+            if receipt["status"] == "denied":
+                raise Stopped(f"{receipt['reason']}. Check the credentials, and the permissions of the input")
+            put_off.append(part)
+            in_a_row += 1
+            if in_a_row >= self.patience:
+                break
+        else:
+            if waiting:  # the round is over and these have no receipt
+                self.last_reason = "the processes that worked on them died"
+            for part in waiting.values():
+                (result.deadly if part.ids.size == 1 else put_off).append(part)
+            waiting = {}
+        for part in put_off:
+            # Rows are done again in the file that they are in, so such a part keeps its size.
+            size = part.ids.size if part.redo_errors else -(-part.ids.size // SPLIT)
+            result.left += [Part(ids, part.redo_errors) for ids in cut([part.ids], size)]
+        result.left += waiting.values()
+        return result
+
+    def _commit(self, part: Part, receipt: Mapping[str, Any]) -> None:
+        if receipt["node"] not in self._nodes:
+            self._nodes.add(receipt["node"])
+            if not self.files.exists(part.ids):
+                raise Stopped(
+                    f"another machine of the cluster has written its rows to {self.files.folder.url}, and they cannot "
+                    "be seen here: the output must be a folder that all machines share, or a URL such as s3://…"
+                )
+        for step in ("read", "decode", "model", "write"):
+            self.seconds[step] = self.seconds.get(step, 0.0) + receipt[f"{step}_seconds"]
+        progress = self.progress
+        progress.add(receipt["done"], receipt["failed"])
+        if progress.images >= IMAGES_BEFORE_ERROR_SHARE and progress.failed > self.max_error_share * progress.images:
+            raise Stopped(
+                f"{progress.failed:,} of {progress.images:,} images failed, more than --max-error-share "
+                f"{self.max_error_share:g} allows: look at the column `error` in {self.files.folder.url}. If that is "
+                "how the input is, run again with a larger share"
+            )

@@ -1,0 +1,131 @@
+"""Before a job over images starts: is the output free and of the same making, and what do the inputs hold?
+
+Whatever a person may have got wrong is found here, in a sentence, before Ray or a model is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from captionlib.config import to_dict
+from jobs import record
+from jobs.fetch import Denied, TransportFault
+from jobs.listing import list_images
+from jobs.manifest import Manifest
+from jobs.outputs import PartFiles
+from jobs.settings import PartSettings
+from jobs.storage import Folder
+
+
+@contextlib.contextmanager
+def reserved(output: Folder) -> Iterator[None]:
+    """One run at a time per output folder. A lock of the operating system: it goes when the process goes."""
+    try:
+        output.check_writable()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the output {output.url} cannot be written: {error}") from error
+    if not output.is_local:
+        yield
+        return
+    import fcntl
+
+    with open(f"{output.url}/.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"another run is writing to {output.url}: wait for it, or choose another output"
+            ) from error
+        yield
+
+
+def open_output(
+    output: Folder, outputs: Mapping[str, PartFiles], identity: Mapping[str, Any], *, overwrite: bool
+) -> dict[str, Any]:
+    """The record of an output that may be added to, which is cleaned of what an interrupted run left.
+
+    Args:
+        outputs: the last one's files say what is finished.
+        identity: whatever decides the rows: an output never mixes two.
+
+    Raises:
+        ValueError: it was made with other settings, or parts of it are missing.
+    """
+    if overwrite:
+        for files in reversed(list(outputs.values())):
+            files.delete()
+        Manifest.open(output / "manifest").delete()
+        output.delete(record.NAME)
+        output.delete("report.html")
+        return {}
+    stored = record.read_record(output)
+    there = stored.get("identity")
+    if there is not None:
+        different = record.differences(there, identity)
+        if different:
+            raise ValueError(
+                f"{output.url} was made with other settings: {'; '.join(different)}. Choose another output, use the "
+                "same settings, or give --overwrite to start anew"
+            )
+    for files in outputs.values():
+        files.tidy()
+    finished = list(outputs.values())[-1].finished()
+    if finished and there is None:
+        raise ValueError(
+            f"{output.url} holds finished files but no {record.NAME} that says how they were made: put it back, or "
+            "give --overwrite to start anew"
+        )
+    known = Manifest.open(output / "manifest").num_images
+    if finished and finished[-1].last >= known:
+        raise ValueError(
+            f"{output.url} holds rows up to image {finished[-1].last}, but its manifest knows {known}: put the "
+            "manifest's files back, or give --overwrite to start anew"
+        )
+    return stored
+
+
+def list_inputs(inputs: Sequence[str], output: Folder) -> Manifest:
+    """The manifest of an output, with what is new in the inputs.
+
+    Raises:
+        ValueError: an input cannot be listed, or they hold no images.
+    """
+    manifest = Manifest.open(output / "manifest")
+    seen = 0
+
+    def note(count: int) -> None:
+        nonlocal seen
+        seen = count
+        if count >= 100_000 and count % 100_000 < 10_000:
+            print(f"listed {count:,} images", file=sys.stderr, flush=True)
+
+    try:
+        listed = manifest.append(list_images(inputs), note)
+    except (Denied, TransportFault) as error:
+        raise ValueError(f"the input {' '.join(inputs)} cannot be listed: {error}") from error
+    if not seen:
+        raise ValueError(
+            f"there are no images in {' '.join(inputs)}: files with the ending of an image are looked for, "
+            "in all folders that are not hidden"
+        )
+    return listed
+
+
+def for_record(settings: PartSettings) -> dict[str, Any]:
+    """The settings as run.json may hold them: without passwords."""
+    values = to_dict(settings)
+    values["input"] = without_password(settings.input)
+    values["also"] = [without_password(text) for text in settings.also]
+    values["output"] = without_password(settings.output)
+    return values
+
+
+def without_password(url: str) -> str:
+    """A URL without `user:password@` and without its query, which may be a signature."""
+    if "://" not in url:
+        return url
+    return re.sub(r"://[^/@]*@", "://", url).partition("?")[0]

@@ -1,0 +1,155 @@
+"""The models as a job's actors hold them: pixels → the columns of captions, or of features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from captionlib.config import EncoderConfig, SearchConfig
+from jobs import schemas
+
+if TYPE_CHECKING:
+    from captionlib.encoders import Encoder
+    from captionlib.predictor import Predictor
+    from captionlib.runtime import EncoderEngine
+
+
+@dataclass(frozen=True)
+class CaptionFactory:
+    """Loads a checkpoint in an actor."""
+
+    model: str
+    """As `captionlib.checkpoints.resolve_checkpoint` takes it, on every machine."""
+    search: SearchConfig
+    batch_size: int
+    threads: int
+    """For the engine on a CPU."""
+    metadata: Mapping[str, str]
+    """For every file that is written."""
+
+    def schemas(self) -> Mapping[str, pa.Schema]:
+        """Caption rows."""
+        return {"captions": schemas.with_metadata(schemas.CAPTIONS, self.metadata)}
+
+    def load(self) -> CaptionImages:
+        """Load the checkpoint."""
+        from captionlib.predictor import Predictor
+
+        return CaptionImages(
+            Predictor.from_checkpoint(self.model, num_threads=self.threads), self.search, self.batch_size
+        )
+
+
+class CaptionImages:
+    """Pixels → captions, in batches of the model's liking."""
+
+    def __init__(self, predictor: Predictor, search: SearchConfig, batch_size: int) -> None:
+        self.predictor, self.search, self.batch_size = predictor, search, batch_size
+
+    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
+        """pixels uint8 (B, S, S, 3) → the columns of `schemas.CAPTIONS` that the model decides."""
+        found = []
+        for start in range(0, len(pixels), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            found += self.predictor.caption_pixels(pixels[batch], self.search, image_ids[batch])
+        assert len(found) == len(pixels), f"{len(found)} captions for {len(pixels)} images"
+        best = [hypotheses[0] for hypotheses in found]
+        every = [[{"text": c.text, "log_prob": c.log_prob} for c in hypotheses] for hypotheses in found]
+        columns = {
+            "caption": [caption.text for caption in best],
+            "log_prob": [caption.log_prob for caption in best],
+            "num_tokens": [caption.num_tokens for caption in best],
+            "captions": every,
+        }
+        types = schemas.CAPTIONS
+        return {"captions": {k: pa.array(v, types.field(k).type) for k, v in columns.items()}}
+
+
+@dataclass(frozen=True)
+class FeatureFactory:
+    """Builds an encoder in an actor."""
+
+    encoder: EncoderConfig
+    model: str | None
+    """The checkpoint whose encoder it is; None for the library's ImageNet weights."""
+    fingerprint: str
+    """Of the encoder's weights."""
+    flip: bool
+    batch_size: int
+    threads: int
+    """For the engine on a CPU."""
+    metadata: Mapping[str, str]
+
+    def schemas(self) -> Mapping[str, pa.Schema]:
+        """Rows of features; mirrored ones first, as the plain ones say that a part is finished."""
+        from captionlib.features import feature_schema
+
+        plain = feature_schema(self.encoder, self.fingerprint)
+        flipped = feature_schema(self.encoder, self.fingerprint, {"flipped": True})
+        names = {"features_flipped": flipped, "features": plain} if self.flip else {"features": plain}
+        return {name: schemas.with_metadata(schema, self.metadata) for name, schema in names.items()}
+
+    def load(self) -> EncodeImages:
+        """Build the encoder with its weights."""
+        import torch
+
+        from captionlib.runtime import build_engine
+
+        torch.set_num_threads(self.threads)
+        engine = build_engine(
+            load_encoder(self.encoder, self.model),
+            self.encoder.preprocessing,
+            fingerprint=self.fingerprint,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            num_threads=self.threads,
+        )
+        return EncodeImages(engine, self.encoder, self.flip, self.batch_size)
+
+
+class EncodeImages:
+    """Pixels → features (B, N, D) in float16, in batches of the engine's liking."""
+
+    def __init__(self, engine: EncoderEngine, encoder: EncoderConfig, flip: bool, batch_size: int) -> None:
+        self.engine, self.encoder, self.flip, self.batch_size = engine, encoder, flip, batch_size
+
+    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
+        """pixels uint8 (B, S, S, 3) → the column `features`, for the images and for their mirror images."""
+        made = {"features": {"features": self._features(pixels)}}
+        if self.flip:
+            made["features_flipped"] = {"features": self._features(pixels[:, :, ::-1])}
+        return made
+
+    def _features(self, pixels: np.ndarray) -> pa.Array:
+        width = self.encoder.num_positions * self.encoder.feature_dim
+        values = np.empty((len(pixels), width), np.float16)  # (B, N * D)
+        for start in range(0, len(pixels), self.batch_size):
+            batch = self.engine(np.ascontiguousarray(pixels[start : start + self.batch_size])).cpu().numpy()
+            with np.errstate(over="ignore"):
+                values[start : start + self.batch_size] = batch.reshape(len(batch), width)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{self.encoder.name} gives features beyond float16: take another of its outputs")
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
+
+
+def load_encoder(encoder: EncoderConfig, model: str | None) -> Encoder:
+    """The network with its weights: those of a checkpoint, or the library's.
+
+    Raises:
+        ValueError: there are none, or they do not fit; the message says what to do.
+    """
+    from captionlib.encoders import build_encoder
+
+    if model is None:
+        return build_encoder(encoder, pretrained=True)
+    from captionlib.checkpoints import load_checkpoint, load_weights, resolve_checkpoint
+
+    built = build_encoder(encoder)
+    weights = load_checkpoint(resolve_checkpoint(model)).weights
+    prefix = "encoder."
+    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    load_weights(built, own, f"the encoder of {model}")
+    return built

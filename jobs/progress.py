@@ -1,0 +1,163 @@
+"""What a person sees while a job runs: a live bar in a terminal, a plain line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts images as parts of them come in. Use as a context manager.
+
+    Args:
+        planned: images in this and all earlier runs.
+        finished: those of earlier runs.
+        verb: such as "captioned".
+    """
+
+    def __init__(self, planned: int, finished: int, verb: str) -> None:
+        self.planned, self.before, self.verb = planned, finished, verb
+        self.done = 0
+        self.failed = 0
+        self.deferred = 0
+        self.started = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when the first part came, and its images
+        self.last = self.started
+        self.rates: list[tuple[float, float]] = []
+        """(seconds since the start, images per second since the last point)."""
+        self._rated = (0.0, 0)
+        self._said = -1
+        self._next_line = self.started + SECONDS_BETWEEN_LINES
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    @property
+    def images(self) -> int:
+        """Images of this run, captioned or failed."""
+        return self.done + self.failed
+
+    @property
+    def seconds(self) -> float:
+        """Since the start of this run, the start of Ray and the loading of the model included."""
+        return time.monotonic() - self.started
+
+    @property
+    def start_up_seconds(self) -> float:
+        """Until the first part was committed."""
+        return (self.first[0] if self.first else time.monotonic()) - self.started
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Once warm: between the first part and the last. None before there are two."""
+        if self.first is None or self.images <= self.first[1] or self.last <= self.first[0]:
+            return None
+        return (self.images - self.first[1]) / (self.last - self.first[0])
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._start_bar()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        elif self.images and self._said != self.images:
+            self._print(self._line())
+
+    def add(self, done: int, failed: int, deferred: int = 0) -> None:
+        """A part has come in."""
+        now = time.monotonic()
+        self.done += done
+        self.failed += failed
+        self.deferred += deferred
+        if done + failed:
+            self.last = now
+            if self.first is None:
+                self.first = (now, self.images)
+            self._rate(now)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task,
+                completed=self.before + self.images,
+                rate=f"{self.images_per_second:.1f} images/s" if self.images_per_second else "",
+                failed=f"{self.failed:,} failed" if self.failed else "",
+                left=self._time_left(),
+            )
+        elif now >= self._next_line:
+            self._print(self._line())
+            self._said = self.images
+            self._next_line = now + SECONDS_BETWEEN_LINES
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            self._print(text)
+
+    def _rate(self, now: float) -> None:
+        seconds, images = now - self.started, self.images
+        # Points a fiftieth of the run apart at most, however long the run: a report can draw them all.
+        if seconds - self._rated[0] >= max(2.0, seconds / 50):
+            self.rates.append((seconds, (images - self._rated[1]) / (seconds - self._rated[0])))
+            self._rated = (seconds, images)
+
+    def _time_left(self) -> str:
+        rate = self.images_per_second
+        if not rate:
+            return ""
+        return f"{format_seconds((self.planned - self.before - self.images) / rate)} left"
+
+    def _line(self) -> str:
+        parts = [f"{self.before + self.images:,} of {self.planned:,} {self.verb}"]
+        if self.images_per_second:
+            parts.append(f"{self.images_per_second:.1f} images/s")
+        parts.append(f"{self.failed:,} failed")
+        if self._time_left():
+            parts.append(self._time_left())
+        return ", ".join(parts)
+
+    def _start_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("[red]{task.fields[failed]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task(
+            self.verb, total=self.planned, completed=self.before, rate="", failed="", left="starting"
+        )
+        self._bar.start()
+
+    @staticmethod
+    def _print(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """3725 → "1 h 02 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,132 @@
+"""What the cluster has → how many actors hold the model, with how many CPUs and threads, and what decoding gets.
+
+A pure function, so that every size of machine can be tested without one. The whole job must fit at once: an
+actor that waits for a CPU which decoding holds, or the reverse, would wait for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LARGEST_ACTOR_CPUS = 8
+"""An encoder gains little from more threads; a larger machine gets several actors."""
+ACTOR_SHARE = 0.75
+"""Of a machine's CPUs, without GPUs: encoding costs about three times as much as decoding."""
+SMALLEST_TASK_CPUS = 0.5
+SMALLEST_ACTOR_CPUS = 0.1
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster."""
+
+    cpus: float
+    gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Resources of the two stages."""
+
+    num_actors: int
+    actor_cpus: float
+    actor_gpus: float
+    actor_threads: int
+    """For the model's engine on a CPU. May be more than `actor_cpus`: it uses what decoding leaves idle."""
+    decode_cpus: float
+    """Per decoding task."""
+
+    @property
+    def decode_threads(self) -> int:
+        """Threads that decode within one task."""
+        return max(1, round(self.decode_cpus * 2))
+
+    def __str__(self) -> str:
+        what = f"{self.num_actors} model actor" + ("s" if self.num_actors > 1 else "")
+        device = f"{self.actor_gpus:g} GPU" if self.actor_gpus else f"{self.actor_threads} threads"
+        return f"{what} with {device} each"
+
+
+def plan(nodes: Sequence[Node], num_actors: int | None = None) -> Plan:
+    """Share the cluster between the model's actors and decoding.
+
+    Args:
+        nodes: the machines as they are now.
+        num_actors: as asked for; None to use what there is.
+
+    Raises:
+        ValueError: the job does not fit, or that many actors do not.
+    """
+    if num_actors is not None and num_actors < 1:
+        raise ValueError(f"num_actors must be at least 1, got {num_actors}")
+    cpus = sum(node.cpus for node in nodes)
+    if cpus < 2 * SMALLEST_TASK_CPUS:
+        raise ValueError(
+            f"the cluster has {cpus:g} CPUs free for tasks, at least 1 is needed: half for the model, half for "
+            "decoding. Start Ray with --num-cpus 1 or more"
+        )
+    if any(node.gpus >= 1 for node in nodes):
+        return _with_gpus(nodes, num_actors)
+    return _without_gpus(nodes, num_actors)
+
+
+def _with_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
+    gpu_nodes = [node for node in nodes if node.gpus >= 1]
+    num_gpus = sum(int(node.gpus) for node in gpu_nodes)
+    if asked is not None and asked > num_gpus:
+        raise ValueError(f"{asked} actors were asked for, but the cluster has {num_gpus} GPUs: ask for at most that")
+    num_actors = asked or num_gpus
+    # Feeding a GPU takes a CPU, but every machine must keep one for decoding.
+    scarcest = min((node.cpus - 1) / int(node.gpus) for node in gpu_nodes)
+    actor_cpus = 1.0 if scarcest >= 1 else 0.25
+    left = sum(node.cpus for node in nodes) - num_actors * actor_cpus
+    decode_cpus = 1.0 if left >= 1 else SMALLEST_TASK_CPUS
+    if left < SMALLEST_TASK_CPUS:
+        raise ValueError(
+            f"{num_actors} GPU actors take {num_actors * actor_cpus:g} CPUs and leave {left:g} for decoding: ask for "
+            "fewer with --num-actors, or add CPUs"
+        )
+    return Plan(num_actors, actor_cpus, 1, max(1, int(actor_cpus)), decode_cpus)
+
+
+def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
+    usable = [node for node in nodes if node.cpus >= SMALLEST_TASK_CPUS]
+    largest = max(node.cpus for node in usable)
+    if asked is None:
+        # The smallest machine that counts sets an actor's size; larger machines hold several.
+        smallest = min(node.cpus for node in usable if node.cpus >= min(2, largest))
+        share = smallest / math.ceil(smallest / LARGEST_ACTOR_CPUS)
+        num_actors = sum(int(node.cpus // share) for node in usable)
+    else:
+        share = min(largest, sum(node.cpus for node in usable) / asked)
+        num_actors = asked
+    actor_cpus = max(min(ACTOR_SHARE * share, share - SMALLEST_TASK_CPUS), share / 2)
+    # Machines cannot lend each other what is left over, so an actor's share may have to shrink until all fit.
+    while actor_cpus >= SMALLEST_ACTOR_CPUS:
+        actor_cpus = _floor(actor_cpus)
+        room = _room(usable, num_actors, actor_cpus)
+        if room >= min(SMALLEST_TASK_CPUS, largest / 4):
+            return Plan(num_actors, actor_cpus, 0, max(1, round(share)), min(SMALLEST_TASK_CPUS, _floor(room)))
+        actor_cpus *= 0.9
+    total = sum(node.cpus for node in usable)
+    raise ValueError(
+        f"{num_actors} actors do not fit into {total:g} CPUs with decoding beside them: ask for fewer with --num-actors"
+    )
+
+
+def _room(nodes: Sequence[Node], num_actors: int, actor_cpus: float) -> float:
+    """The CPUs left on the machine with most of them, when the actors are spread evenly; -1 if they do not fit."""
+    free = [node.cpus for node in nodes]
+    for _ in range(num_actors):
+        emptiest = free.index(max(free))
+        free[emptiest] -= actor_cpus
+        if free[emptiest] < 0:
+            return -1
+    return max(free)
+
+
+def _floor(cpus: float) -> float:
+    """Ray counts CPUs in ten-thousandths."""
+    return math.floor(cpus * 100 + 1e-9) / 100

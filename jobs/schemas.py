@@ -1,0 +1,88 @@
+"""Arrow schemas of every row that is written: the shapes in which data passes between a job's steps and to its users.
+
+(Rows of features: `captionlib.features.feature_schema`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Rows of another version are not mixed with these."""
+
+MANIFEST = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("path", pa.string()),
+        ("size", pa.int64()),  # bytes; null where the listing does not say
+    ]
+)
+
+CAPTIONS = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("path", pa.string()),
+        ("caption", pa.string()),
+        ("log_prob", pa.float32()),  # natural, summed over the tokens
+        ("num_tokens", pa.int16()),
+        ("captions", pa.list_(pa.struct([("text", pa.string()), ("log_prob", pa.float32())]))),  # best first
+        ("width", pa.int32()),  # as stored, after the EXIF turn
+        ("height", pa.int32()),
+        ("error", pa.string()),  # null when captioned; otherwise "Kind: message"
+    ]
+)
+
+# A part of the job as Ray gets it.
+PART = pa.schema([("first", pa.int64()), ("last", pa.int64()), ("redo_errors", pa.bool_())])
+
+# The same part with its images decoded. A part is one row from end to end, so that Ray cannot cut it or join two.
+DECODED = pa.schema(
+    [
+        *PART,
+        ("status", pa.string()),  # ready, deferred or denied
+        ("reason", pa.string()),
+        (
+            "images",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("image_id", pa.int64()),
+                        ("path", pa.string()),
+                        ("width", pa.int32()),
+                        ("height", pa.int32()),
+                        ("error", pa.string()),
+                    ]
+                )
+            ),
+        ),
+        ("side", pa.int32()),  # S
+        ("pixels", pa.large_binary()),  # uint8 (B, S, S, 3) of the B images without an error
+        ("read_seconds", pa.float32()),  # summed over threads, as decode_seconds
+        ("decode_seconds", pa.float32()),
+    ]
+)
+
+# What became of it.
+RECEIPT = pa.schema(
+    [
+        ("first", pa.int64()),
+        ("last", pa.int64()),
+        ("done", pa.int32()),
+        ("failed", pa.int32()),
+        ("status", pa.string()),  # committed, deferred or denied
+        ("reason", pa.string()),  # why it is not committed
+        ("node", pa.string()),
+        ("read_seconds", pa.float32()),
+        ("decode_seconds", pa.float32()),
+        ("model_seconds", pa.float32()),  # wall clock
+        ("write_seconds", pa.float32()),
+    ]
+)
+
+
+def with_metadata(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
+    """The schema with metadata under the project's own keys, `captionlib.<name>`."""
+    own = {f"captionlib.{name}": value for name, value in metadata.items()}
+    return schema.with_metadata({**(schema.metadata or {}), **own})

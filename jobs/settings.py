@@ -1,0 +1,245 @@
+"""A job's settings: the command line and an optional file → one frozen dataclass, checked before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+
+from captionlib.config import SearchConfig, from_dict, to_dict
+
+T = TypeVar("T")
+
+# How --help reads: INPUT and OUTPUT by name, no --no-overwrite.
+_LOOKS = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff)
+
+# How --help reads: INPUT and OUTPUT by name, no --no-overwrite.
+_LOOKS = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff)
+
+DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "captionlib" / "pretrained" / "default")
+"""The checkpoint that comes with the project."""
+
+
+def _hint(metavar: str, default: str) -> Any:
+    """How a flag without a plain default is described."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkSettings:
+    """How the work is shared out. The captions are the same whatever is chosen here."""
+
+    images_per_part: Annotated[int | None, _hint("INT", "up to 512, fewer when there are few")] = None
+    """Images that are finished, or lost by a crash, together."""
+    batch_size: Annotated[int | None, _hint("INT", "32, on a GPU 256")] = None
+    """Images that go through the model together."""
+    num_actors: Annotated[int | None, _hint("INT", "one per GPU; without GPUs, one per 8 CPUs or machine")] = None
+    """Copies of the model."""
+    address: Annotated[str | None, _hint("ADDRESS", "RAY_ADDRESS, or else this machine")] = None
+    """A running Ray cluster, such as "auto"."""
+    num_cpus: Annotated[int | None, _hint("INT", "all")] = None
+    """CPUs that may be used, when Ray runs on this machine only."""
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_part", "batch_size", "num_actors", "num_cpus"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultSettings:
+    """What happens when images or the way to them fail."""
+
+    max_error_share: float = 0.5
+    """Stop when more than this share of images fails, after the first 1,000: then the input is wrong."""
+    transport_retries: int = 3
+    """How often images that could not be fetched are tried again, at the end."""
+    transport_pause: float = 10.0
+    """Seconds before the first of these tries; each next pause is three times as long."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_error_share <= 1:
+            raise ValueError(f"--max-error-share must be in [0, 1], got {self.max_error_share}")
+        if self.transport_retries < 0 or self.transport_pause < 0:
+            raise ValueError("--transport-retries and --transport-pause must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSettings:
+    """What every job over a set of images has in common."""
+
+    input: Positional[str]
+    """Images: a folder (with all folders in it), a file, a pattern such as "photos/*.jpg", or a URL such as
+s3://bucket/photos."""
+    output: Positional[str]
+    """Where the rows go: a folder, or a URL such as s3://bucket/captions. The same command again goes on where
+it stopped, and does what is new."""
+    also: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """One more input; may be given several times."""
+    overwrite: bool = False
+    """Delete what the output holds and start anew."""
+    retry_errors: bool = False
+    """Try the images again that failed in earlier runs."""
+    config: Annotated[Path | None, _hint("FILE", "none")] = None
+    """A YAML or TOML file with any of these settings; the command line has the last word."""
+    work: Annotated[WorkSettings, OmitArgPrefixes] = field(default_factory=WorkSettings)
+    faults: Annotated[FaultSettings, OmitArgPrefixes] = field(default_factory=FaultSettings)
+
+    def __post_init__(self) -> None:
+        if self.overwrite and self.retry_errors:
+            raise ValueError("--overwrite does everything anew, so --retry-errors has nothing to add: leave one out")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs, in order."""
+        return (self.input, *self.also)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings(PartSettings):
+    """Settings of the caption job."""
+
+    model: Annotated[str, _hint("DIR", "the one that comes with the project")] = "default"
+    """The checkpoint: a folder, or a URL."""
+    show: int = 0
+    """Print this many captions at the end."""
+    report: bool = True
+    """Write report.html, a page with a sample of images and captions."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings(PartSettings):
+    """Settings of the feature job."""
+
+    encoder: str = "efficientnet_lite0"
+    """The network, by its name in its library."""
+    kind: Literal["efficientnet_lite", "torchvision", "timm"] = "efficientnet_lite"
+    """The library."""
+    features: Literal["grid", "pooled", "logits"] = "grid"
+    """Which of the network's outputs: positions of the last stage, their mean, or the classifier's."""
+    model: Annotated[str | None, _hint("DIR", "the library's ImageNet weights")] = None
+    """A checkpoint, folder or URL, whose encoder is taken instead."""
+    flip: bool = False
+    """Write the features of the mirrored images as well, into the folder features_flipped."""
+
+
+def parse(
+    cls: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> T:
+    """A job's settings from its command line, over those of its settings file, over `defaults`.
+
+    A faulty command line or file ends the process with a sentence on stderr and exit code 2.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        path = peek(arguments, "config")
+        values = dict(defaults or {}) | ({} if path is None else read_file(cls, Path(path), defaults or {}))
+        default = _with_defaults(cls, values)
+        return tyro.cli(cls, args=arguments, prog=prog, description=description, config=_LOOKS, default=default)
+    except ValueError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def peek(argv: Sequence[str], name: str) -> str | None:
+    """The value of one flag, before the others are looked at."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(f"--{name}")
+    try:
+        value: str | None = getattr(parser.parse_known_args(list(argv))[0], name)
+    except argparse.ArgumentError:
+        return None  # no value after the flag: the real parser will say so
+    return value
+
+
+def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name from a YAML or TOML file, named as the flags are; `search` is a group of its own.
+
+    Raises:
+        ValueError: an unreadable file, or an unknown setting.
+    """
+    stored = _read_mapping(path)
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    # Groups without a prefix on the command line have none in a file either.
+    flat = {
+        field.name: group
+        for group in ("work", "faults")
+        if group in hints
+        for field in dataclasses.fields(hints[group])
+    }
+    for key, value in stored.items():
+        name = str(key).replace("-", "_")
+        if name in flat:
+            groups.setdefault(flat[name], {})[name] = value
+        elif name in hints and dataclasses.is_dataclass(hints[name]) and name not in flat.values():
+            groups[name] = dict(value) if isinstance(value, dict) else value
+        elif name in hints and name not in flat.values() and name != "config":
+            values[name] = _checked(hints[name], value, f"{path}: {name}")
+        else:
+            known = sorted({*hints, *flat} - {*flat.values(), "config"})
+            raise ValueError(f"{path}: unknown setting {key!r}; known: {', '.join(known)}")
+    for name, group in groups.items():
+        given = to_dict(defaults[name]) if name in defaults else {}
+        prefix = f"{path}: {name}." if name not in flat.values() else f"{path}: "
+        values[name] = from_dict(hints[name], {**given, **group} if isinstance(group, dict) else group, prefix)
+    return values
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"{where}: expected one of {', '.join(typing.get_args(hint))}, got {value!r}")
+        return value
+    expected = list if typing.get_origin(hint) is tuple else hint
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {expected.__name__}, got {value!r}")
+    return tuple(value) if expected is list else value
+
+
+def _with_defaults(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance with these values; what has no default is still asked of the command line."""
+    required = {
+        known.name: tyro.MISSING
+        for known in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if known.default is dataclasses.MISSING and known.default_factory is dataclasses.MISSING
+    }
+    return cls(**{**required, **values})
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    try:
+        if path.suffix == ".toml":
+            if sys.version_info < (3, 11):
+                raise ValueError("TOML needs Python 3.11 or newer: write it as YAML")
+            import tomllib
+
+            return tomllib.loads(text)
+        import yaml  # type: ignore[import-untyped]
+
+        values = yaml.safe_load(text) or {}
+    except Exception as error:  # each library has its own; all of them say where in the file
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected settings by name, got {type(values).__name__}")
+    return values

@@ -1,0 +1,136 @@
+"""The output's folder, on a disk or in a bucket: whole files under their final name, or nothing.
+
+A file is written to a hidden temporary name and renamed; in an object store it is one PUT, which is as atomic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+from jobs.fetch import filesystem, is_local, with_retries
+
+# Protocols in which an object appears complete or not at all, so that no rename is needed (nor cheap).
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "memory"}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder or an fsspec URL. Holds no connection, so it travels to the workers as it is."""
+
+    url: str
+    """Absolute path, or URL, without a slash at its end."""
+
+    @classmethod
+    def of(cls, path: str) -> Folder:
+        """The folder of a path that a person typed."""
+        path = path.removeprefix("file://")
+        return cls(os.path.abspath(os.path.expanduser(path)) if is_local(path) else path.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a disk of this machine."""
+        return is_local(self.url)
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.url}/{name}")
+
+    def names(self) -> list[str]:
+        """Names of the files in the folder, sorted; empty if there is no such folder."""
+        if self.is_local:
+            try:
+                return sorted(entry.name for entry in os.scandir(self.url) if entry.is_file())
+            except FileNotFoundError:
+                return []
+        try:
+            found = with_retries(lambda: filesystem(self.url).ls(self.url, detail=True))
+        except FileNotFoundError:
+            return []
+        return sorted(os.path.basename(item["name"]) for item in found if item["type"] == "file")
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            FileNotFoundError: no such file.
+        """
+        return with_retries(lambda: self._read(name))
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Write a whole file, replacing one of that name.
+
+        Raises:
+            PermissionError, TransportFault: it could not be written.
+        """
+        with_retries(lambda: self._write(name, data))
+
+    def delete(self, name: str) -> None:
+        """Delete a file; that it is not there any more is fine."""
+
+        def delete() -> None:
+            if self.is_local:
+                os.unlink(f"{self.url}/{name}")
+            else:
+                filesystem(self.url).rm_file(f"{self.url}/{name}")
+
+        with contextlib.suppress(FileNotFoundError):
+            with_retries(delete)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        found: bool = with_retries(lambda: filesystem(self.url).exists(f"{self.url}/{name}"))
+        return found
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """A file for random access: Parquet's footer and single columns are read without the rest."""
+        with filesystem(self.url).open(f"{self.url}/{name}", "rb") as file:
+            yield file
+
+    def check_writable(self) -> None:
+        """Make the folder, and write and delete a file in it.
+
+        Raises:
+            OSError: it cannot be done.
+        """
+        name = f".check-{uuid.uuid4().hex}"
+        self.write(name, b"captionlib")
+        self.delete(name)
+
+    def _read(self, name: str) -> bytes:
+        if self.is_local:
+            with open(f"{self.url}/{name}", "rb") as file:
+                return file.read()
+        data: bytes = filesystem(self.url).cat_file(f"{self.url}/{name}")
+        return data
+
+    def _write(self, name: str, data: bytes | memoryview) -> None:
+        target = f"{self.url}/{name}"
+        hidden = f"{self.url}/.{name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+        if self.is_local:
+            os.makedirs(self.url, exist_ok=True)
+            try:
+                with open(hidden, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(hidden, target)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(hidden)
+            return
+        fs: Any = filesystem(self.url)
+        if self.url.partition("://")[0] in _OBJECT_STORES:
+            fs.pipe_file(target, bytes(data))
+            return
+        fs.makedirs(self.url, exist_ok=True)
+        fs.pipe_file(hidden, bytes(data))
+        fs.mv(hidden, target)
+
+
+TEMPORARY = ".tmp"
+"""What the name of a half-written file ends with; it also begins with a dot, so readers pass over it."""

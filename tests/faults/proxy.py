@@ -1,0 +1,163 @@
+"""A bad network in front of an object store: an HTTP proxy that delays, refuses, resets, cuts and stalls by share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+from yarl import URL
+
+# Of one connection, not of the message; aiohttp writes its own.
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
+_SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Shares of requests, in [0, 1], that meet each fault; together at most 1."""
+
+    slow_down: float = 0.0
+    """503 SlowDown instead of an answer."""
+    reset: float = 0.0
+    """The connection is reset before an answer; the store never sees the request."""
+    lost_answer: float = 0.0
+    """The store does what was asked, then the connection is reset."""
+    cut: float = 0.0
+    """The body ends in its middle."""
+    stall: float = 0.0
+    """No answer for `stall_seconds`, then a reset."""
+    stall_seconds: float = 60.0
+    latency_seconds: float = 0.0
+    """Before every request."""
+
+    def choose(self, number: float) -> str | None:
+        """The fault of a request that drew this number of [0, 1)."""
+        for name in ("slow_down", "reset", "lost_answer", "cut", "stall"):
+            number -= getattr(self, name)
+            if number < 0:
+                return name
+        return None
+
+
+class FaultProxy:
+    """Forwards everything to an upstream server, apart from what `faults` says. Set `faults` at any time.
+
+    What a request meets is decided by the seed, its method and path, and how often that was asked before: not by the
+    order in which requests happen to arrive.
+
+    Args:
+        upstream: host:port.
+    """
+
+    def __init__(self, upstream: str, seed: int = 0) -> None:
+        self.upstream, self.seed = upstream, seed
+        self.faults = Faults()
+        self.requests: Counter[tuple[str, str]] = Counter()
+        """By method and path, without the query."""
+        self.done: Counter[str] = Counter()
+        """Faults that were made, by name."""
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """One request, with its fault if it drew one."""
+        asked = (request.method, request.raw_path.partition("?")[0])
+        self.requests[asked] += 1
+        chance = random.Random(f"{self.seed} {request.method} {request.raw_path} {self.requests[asked]}")
+        faults = self.faults
+        fault = faults.choose(chance.random())
+        if "100-continue" in request.headers.get("Expect", "").lower() and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = await request.content.read()
+        if faults.latency_seconds:
+            await asyncio.sleep(faults.latency_seconds)
+        if fault is not None:
+            self.done[fault] += 1
+        if fault == "slow_down":
+            return web.Response(status=503, body=_SLOW_DOWN, content_type="application/xml")
+        if fault == "stall":
+            await asyncio.sleep(faults.stall_seconds)
+        if fault in ("reset", "stall"):
+            return _reset(request)
+        # The request goes on unchanged, `Host` included: the client has signed it.
+        headers = [(k, v) for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP]
+        url = URL(f"http://{self.upstream}{request.raw_path}", encoded=True)
+        try:
+            async with self._client.request(
+                request.method, url, headers=headers, data=body or None, allow_redirects=False
+            ) as upstream:
+                data = await upstream.read()
+        except (ClientError, OSError):
+            self.done["upstream away"] += 1
+            return _reset(request)
+        if fault == "lost_answer":
+            return _reset(request)
+        answer = web.StreamResponse(status=upstream.status, reason=upstream.reason)
+        for name, value in upstream.headers.items():
+            if name.lower() not in _HOP_BY_HOP:
+                answer.headers.add(name, value)
+        await answer.prepare(request)
+        if fault == "cut" and len(data) > 1:
+            await answer.write(data[: len(data) // 2])
+            await asyncio.sleep(0.01)  # let that half leave before the connection breaks
+            return _reset(request, answer)
+        if request.method != "HEAD":
+            await answer.write(data)
+        await answer.write_eof()
+        return answer
+
+    async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
+        """Listen on a free port until `stop`."""
+        connector = TCPConnector(limit=0)
+        self._client = ClientSession(
+            connector=connector,
+            auto_decompress=False,
+            cookie_jar=DummyCookieJar(),
+            timeout=ClientTimeout(total=None, sock_connect=5),
+            skip_auto_headers=["User-Agent", "Accept", "Accept-Encoding", "Content-Type"],
+        )
+        runner = web.ServerRunner(web.Server(self.handle, access_log=None))
+        async with self._client:
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+            await site.start()
+            port = runner.addresses[0][1]
+            self.url = f"http://127.0.0.1:{port}"
+            ready.set()
+            await stop.wait()
+            await runner.cleanup()
+
+
+@contextlib.contextmanager
+def fault_proxy(upstream: str, seed: int = 0) -> Iterator[FaultProxy]:
+    """A proxy in a thread of this process."""
+    proxy = FaultProxy(upstream, seed)
+    ready = threading.Event()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(proxy.serve(ready, stop)), daemon=True)
+    thread.start()
+    if not ready.wait(30):
+        raise RuntimeError("the fault proxy does not start")
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+
+
+def _reset(request: web.Request, answer: web.StreamResponse | None = None) -> web.StreamResponse:
+    """Break the connection with a TCP reset."""
+    if request.transport is not None:
+        connection = request.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request.transport.abort()
+    return answer or web.Response()

@@ -1,0 +1,61 @@
+"""One small Ray for all tests of this folder, and small inputs for them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PHOTOS = Path(__file__).parent.parent / "photos"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the tests in the user's caches, and no wait between attempts."""
+    os.environ["CAPTIONLIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    os.environ["PYTHONPATH"] = os.path.dirname(__file__)  # the stubs, for Ray's workers
+    yield
+    del os.environ["CAPTIONLIB_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def ray_of_two_cpus() -> Iterator[None]:
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets allow 107 characters
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=200_000_000,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> Callable[..., Path]:
+    """Writes `count` small JPEGs of different colours into a folder."""
+
+    def make(count: int, folder: str = "in", start: int = 0) -> Path:
+        root = tmp_path / folder
+        root.mkdir(parents=True, exist_ok=True)
+        for i in range(start, start + count):
+            pixels = np.full((24, 32, 3), (i * 37 % 256, i * 91 % 256, i * 151 % 256), np.uint8)
+            Image.fromarray(pixels).save(root / f"{i:04d}.jpg", quality=90)
+        return root
+
+    return make

@@ -1,0 +1,90 @@
+"""A job whose model looks at nothing but an image's middle pixel, so that each caption is known beforehand."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from captionlib.config import Preprocessing
+from jobs import schemas
+from jobs.part_job import Outcome, PartJob, run_job
+from jobs.settings import FaultSettings, PartSettings, WorkSettings
+
+
+@dataclass(frozen=True)
+class StubFactory:
+    version: int = 1
+    seconds_per_image: float = 0.0
+    kill_once: str | None = None
+    """The worker kills itself if this file is not there, after it has made it."""
+    deadly_id: int | None = None
+    """The worker kills itself at this image, always."""
+    failing_load: bool = False
+
+    def schemas(self) -> Mapping[str, pa.Schema]:
+        return {"captions": schemas.with_metadata(schemas.CAPTIONS, {"model": f"stub {self.version}"})}
+
+    def load(self) -> Stub:
+        if self.failing_load:
+            raise RuntimeError("the stub does not load")
+        return Stub(self)
+
+
+class Stub:
+    def __init__(self, factory: StubFactory) -> None:
+        self.factory = factory
+
+    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
+        assert len(pixels) == len(image_ids)
+        marker = self.factory.kill_once
+        if marker is not None and not os.path.exists(marker):
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.factory.deadly_id in image_ids:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.factory.seconds_per_image * len(image_ids))
+        middle = pixels.shape[1] // 2
+        captions = [f"{i}: {' '.join(map(str, image[middle, middle]))}" for i, image in zip(image_ids, pixels, strict=True)]
+        columns = {
+            "caption": captions,
+            "log_prob": [-1.0] * len(captions),
+            "num_tokens": [4] * len(captions),
+            "captions": [[{"text": text, "log_prob": -1.0}] for text in captions],
+        }
+        types = schemas.CAPTIONS
+        return {"captions": {k: pa.array(v, types.field(k).type) for k, v in columns.items()}}
+
+
+def settings(
+    source: Path | str, output: Path | str, *, work: dict | None = None, faults: dict | None = None, **more
+) -> PartSettings:
+    return PartSettings(
+        input=str(source),
+        output=str(output),
+        work=WorkSettings(**{"images_per_part": 8, **(work or {})}),
+        faults=FaultSettings(**{"transport_pause": 0.0, **(faults or {})}),
+        **more,
+    )
+
+
+def stub_job(factory: StubFactory = StubFactory()) -> PartJob:  # noqa: B008  it is frozen
+    return PartJob(
+        kind="stub",
+        verb="captioned",
+        folders=("captions",),
+        identity={"schema_version": 1, "model": f"stub {factory.version}"},
+        preprocessing=Preprocessing(size=16),
+        factory=lambda plan: factory,
+        compact=True,
+    )
+
+
+def run_stub(source: Path | str, output: Path | str, factory: StubFactory = StubFactory(), **more) -> Outcome:  # noqa: B008
+    return run_job(stub_job(factory), settings(source, output, **more))

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+
+from jobs.ledger import Ledger, Stopped
+from jobs.outputs import PartFiles
+from jobs.progress import Progress
+from jobs.ranges import IdRange
+from jobs.stages import Part
+from jobs.storage import Folder
+
+
+class AllThere(PartFiles):
+    def exists(self, ids):
+        return True
+
+
+def ledger(tmp_path, *, max_error_share=0.5, patience=3, files=AllThere):
+    progress = Progress(10_000, 0, "captioned")
+    return Ledger(files(Folder.of(str(tmp_path)), "captions"), progress, max_error_share, patience)
+
+
+def receipt(first, last, status="committed", failed=0, reason=None, node="n"):
+    done = last - first + 1 - failed if status == "committed" else 0
+    seconds = {f"{step}_seconds": 0.5 for step in ("read", "decode", "model", "write")}
+    return {"first": first, "last": last, "status": status, "done": done, "failed": failed, "reason": reason,
+            "node": node, **seconds}  # fmt: skip
+
+
+def parts(*ranges):
+    return [Part(IdRange(*r)) for r in ranges]
+
+
+def test_all_committed(tmp_path):
+    book = ledger(tmp_path)
+    ended = book.follow(parts((0, 9), (10, 19)), iter([receipt(10, 19, failed=2), receipt(0, 9)]))
+    assert (ended.left, ended.deadly, ended.made_progress) == ([], [], True)
+    assert (book.progress.done, book.progress.failed) == (18, 2)
+    assert book.seconds["model"] == 1.0
+
+
+def test_a_part_put_off_comes_again_in_pieces(tmp_path):
+    book = ledger(tmp_path)
+    ended = book.follow(parts((0, 15), (16, 19)), iter([receipt(0, 15, "deferred", reason="503"), receipt(16, 19)]))
+    assert ended.left == parts(*((i, i + 1) for i in range(0, 16, 2)))
+    assert book.last_reason == "503"
+    assert ended.made_progress
+
+
+def test_a_part_to_do_again_keeps_its_size(tmp_path):
+    part = Part(IdRange(0, 15), redo_errors=True)
+    assert ledger(tmp_path).follow([part], iter([receipt(0, 15, "deferred")])).left == [part]
+
+
+def test_parts_without_a_receipt_come_again_until_a_single_image_is_left(tmp_path):
+    book = ledger(tmp_path)
+    ended = book.follow(parts((0, 3), (4, 4), (5, 9)), iter([receipt(5, 9)]))
+    assert ended.left == parts((0, 0), (1, 1), (2, 2), (3, 3))
+    assert ended.deadly == parts((4, 4))
+    assert book.last_reason == "the processes that worked on them died"
+
+
+def test_a_round_is_given_up_when_parts_are_put_off_one_after_the_other(tmp_path):
+    put_off = [receipt(i, i, "deferred", reason="no route") for i in range(10)]
+    taken = iter([receipt(10, 19), *put_off])
+    ended = ledger(tmp_path, patience=3).follow(parts((10, 19), *((i, i) for i in range(10))), taken)
+    assert next(taken)["first"] == 3  # it did not wait for the others
+    assert sorted(ended.left) == parts(*((i, i) for i in range(10)))
+    assert ended.deadly == []
+
+
+def test_refused_credentials_stop_at_once(tmp_path):
+    with pytest.raises(Stopped, match=r"ExpiredToken\. Check the credentials"):
+        ledger(tmp_path).follow(parts((0, 9)), iter([receipt(0, 9, "denied", reason="ExpiredToken")]))
+
+
+def test_too_many_errors_stop_after_the_first_thousand(tmp_path):
+    book = ledger(tmp_path, max_error_share=0.1)
+    many = parts((0, 499), (500, 998), (999, 999))
+    with pytest.raises(Stopped, match=r"101 of 1,000 images failed, more than --max-error-share 0\.1"):
+        book.follow(many, iter([receipt(0, 499, failed=100), receipt(500, 998), receipt(999, 999, failed=1)]))
+
+
+def test_as_many_errors_as_allowed_do_not_stop(tmp_path):
+    ended = ledger(tmp_path, max_error_share=0.1).follow(parts((0, 999)), iter([receipt(0, 999, failed=100)]))
+    assert ended.left == []
+
+
+def test_an_output_that_only_another_machine_sees(tmp_path):
+    book = ledger(tmp_path, files=PartFiles)
+    with pytest.raises(Stopped, match="another machine of the cluster"):
+        book.follow(parts((0, 9)), iter([receipt(0, 9)]))
