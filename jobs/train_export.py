@@ -46,8 +46,8 @@ def export_best(settings: TrainSettings, prepared: Prepared, result: Any) -> str
         )
     training = {
         "settings": to_dict(settings.training),
-        "features": settings.features,
-        "data": to_dict(settings.data),
+        # Kind and splits, but no paths: a checkpoint is passed on, and they are nobody's business.
+        "data": {name: getattr(settings.data, name) for name in ("kind", "train_split", "dev_split")},
         "images": len(prepared.train.names),
         "best_epoch": metrics["epoch"],
         "scores": {name: metrics[name] for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")},
