@@ -64,12 +64,13 @@ class AdditiveAttention(SingleHeadAttention):
         self.score = nn.Linear(attention_dim, 1, bias=False)  # a bias would cancel in the softmax
 
     def keys(self, values: Tensor) -> Tensor:
-        """(B, N, D) → 2 W_k v (B, N, A)."""
-        return 2 * self.project_key(values)
+        """(B, N, D) → W_k v (B, N, A)."""
+        return self.project_key(values)
 
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
         """(B, K, Q), (B, N, A) → (B, K, N), less a constant."""
-        compared = torch.sigmoid((2 * self.project_query(query)).unsqueeze(2) + keys.unsqueeze(1))  # (B, K, N, A)
+        doubled = 2 * self.project_query(query)  # (B, K, A)
+        compared = torch.add(doubled.unsqueeze(2), keys.unsqueeze(1), alpha=2).sigmoid_()  # (B, K, N, A)
         return 2 * self.score(compared).squeeze(-1)
 
 

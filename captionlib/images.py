@@ -112,9 +112,7 @@ class DecodedImage:
     """In pixels, as stored, after the EXIF turn."""
 
 
-def decode_image(
-    data: bytes, *, target_side: int | None = None, max_pixels: int = MAX_PIXELS
-) -> DecodedImage:
+def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Decode a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF file; of an animation or of several pages, the first.
 
     The EXIF turn is applied, transparency lies on white, 16-bit and float channels are scaled to 8 bits.

@@ -112,9 +112,7 @@ def blank_pixels(preprocessing: Preprocessing) -> np.ndarray:
 def _scale(image: Image.Image, box: Box, preprocessing: Preprocessing) -> np.ndarray:
     """The part `box` of the image as uint8 (S, S, 3): stretched, or padded to a square."""
     if image.mode != "RGB":
-        raise ValueError(
-            f"image must have mode RGB, got {image.mode}: decode_image gives it, or image.convert"
-        )
+        raise ValueError(f"image must have mode RGB, got {image.mode}: decode_image gives it, or image.convert")
     size = preprocessing.size
     if preprocessing.square != "pad":
         return np.array(image.resize((size, size), _RESAMPLING, box, _REDUCING_GAP))

@@ -162,6 +162,8 @@ def _same_name(side: str, one: str, other: str) -> str:
 
 
 def _parquet_folder(folder: Folder) -> Iterator[CaptionRow]:
+    if (folder / "captions").names():  # the job's output folder, not the folder of its rows
+        folder = folder / "captions"
     parts = PartFiles(folder, "captions")
     # Of the job's own files the finished ones only: a killed run may leave others beside them.
     finished = parts.finished()

@@ -9,12 +9,14 @@ again goes on where it stopped, and does what is new.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from captionlib.config import EncoderConfig, to_dict
 from jobs import record, schemas
+from jobs.fetch import is_local
 from jobs.settings import FeatureSettings, parse
 
 if TYPE_CHECKING:
@@ -58,11 +60,13 @@ def extract_features(settings: FeatureSettings) -> int:
         "version": record.versions().get("captionlib", "unknown"),
     }
 
+    model = settings.model
+    if model is not None and is_local(model):
+        model = os.path.abspath(os.path.expanduser(model))
+
     def factory(plan: Plan) -> FeatureFactory:
         batch_size = settings.work.batch_size or (256 if plan.actor_gpus else 32)
-        return FeatureFactory(
-            encoder, settings.model, fingerprint, settings.flip, batch_size, plan.actor_threads, metadata
-        )
+        return FeatureFactory(encoder, model, fingerprint, settings.flip, batch_size, plan.actor_threads, metadata)
 
     job = PartJob(
         kind="extract_features",

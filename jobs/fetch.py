@@ -122,10 +122,10 @@ def _translate(error: Exception) -> Exception:
     if isinstance(error, PermissionError):
         code = _storage_code(error)
         if code in _BAD_CREDENTIALS:
-            return Denied(errno.EACCES, f"the storage refuses the credentials ({code}): {error}")
+            return Denied(errno.EACCES, f"the storage refuses the credentials ({code}: {error}): renew them")
         return error
     if type(error).__name__ == "NoCredentialsError":
-        return Denied(errno.EACCES, f"no credentials for the storage were found: {error}")
+        return Denied(errno.EACCES, f"no credentials for the storage ({error}): set them as its client expects")
     status = getattr(error, "status", None)  # of an aiohttp response
     if status in (404, 410):
         return FileNotFoundError(errno.ENOENT, str(error))

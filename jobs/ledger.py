@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,7 @@ class Ledger:
                 continue
             self.last_reason = receipt["reason"]
             if receipt["status"] == "denied":
-                raise Stopped(f"{receipt['reason']}. Check the credentials, and the permissions of the input")
+                raise Stopped(receipt["reason"])
             put_off.append(part)
             in_a_row += 1
             if in_a_row >= self.patience:
@@ -91,8 +92,9 @@ class Ledger:
             self._nodes.add(receipt["node"])
             if not self.files.exists(part.ids):
                 raise Stopped(
-                    f"another machine of the cluster has written its rows to {self.files.folder.url}, and they cannot "
-                    "be seen here: the output must be a folder that all machines share, or a URL such as s3://…"
+                    f"the machine {socket.gethostname()} does not see what {receipt['node']} wrote to "
+                    f"{self.files.folder.url}: the output must be a folder that all machines share, or a URL such as "
+                    "s3://…"
                 )
         for step in ("read", "decode", "model", "write"):
             self.seconds[step] = self.seconds.get(step, 0.0) + receipt[f"{step}_seconds"]

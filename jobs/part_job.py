@@ -7,9 +7,11 @@ Nothing is held in memory per image, and nothing that is finished depends on thi
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from jobs.ledger import Ledger, Stopped
 from jobs.manifest import Manifest
 from jobs.outputs import Counts, PartFiles
 from jobs.pipeline import Pipeline, PipelineError, RaySession
-from jobs.prepare import for_record, list_inputs, open_output, reserved, without_password
+from jobs.prepare import for_record, list_inputs, local_roots, open_output, reserved, without_password
 from jobs.progress import Progress, format_seconds
 from jobs.ranges import IdRange, cut, subtract, total
 from jobs.resources import Plan, plan
@@ -34,6 +36,7 @@ from jobs.storage import Folder
 LARGEST_DEFAULT_PART = 512
 SMALLEST_DEFAULT_PART = 64
 PARTS_PER_ACTOR = 8
+PARTS_PER_DECODER = 4
 
 
 _GOES_ON = "What is finished stays; the same command goes on from there"
@@ -166,7 +169,8 @@ def _note_end(job: PartJob, outcome: Outcome, stored: dict[str, Any]) -> None:
 
 def guarded(prog: str, action: Callable[[], int]) -> int:
     """Run a job's body; what can go wrong without being a bug becomes a sentence on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
         return action()
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -181,6 +185,9 @@ def guarded(prog: str, action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted. {_GOES_ON}", file=sys.stderr)
         return 130
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -190,9 +197,10 @@ def _terminate(number: int, frame: object) -> None:
 # --- the work ---------------------------------------------------------------------------------------------------
 
 
-def default_part_size(num_images: int, num_actors: int) -> int:
-    """Images per part: large enough that Ray's 20 ms per part do not count, small enough to keep all actors busy."""
-    even = math.ceil(num_images / (num_actors * PARTS_PER_ACTOR))
+def default_part_size(num_images: int, resources: Plan) -> int:
+    """Images per part: large enough that Ray's 20 ms per part do not count, small enough to keep all workers busy."""
+    num_parts = max(PARTS_PER_ACTOR * resources.num_actors, PARTS_PER_DECODER * resources.num_decoders)
+    even = math.ceil(num_images / num_parts)
     return min(LARGEST_DEFAULT_PART, max(SMALLEST_DEFAULT_PART, even))
 
 
@@ -208,20 +216,27 @@ def _work(
     work, faults = settings.work, settings.faults
     num_todo = total(todo) + sum(redo.values())
     progress = Progress(outcome.manifest.num_images, outcome.manifest.num_images - num_todo, job.verb)
-    with RaySession(work.address, work.num_cpus) as session:
+    with RaySession(work.address, work.num_cpus, work.num_gpus, progress.say) as session:
         resources = plan(session.nodes(), work.num_actors)
         progress.say(f"{num_todo:,} images to do, with {resources}")
-        fetch = FetchAndDecode(outcome.manifest, outcome.files, job.preprocessing, resources.decode_threads)
+        fetch = FetchAndDecode(
+            outcome.manifest,
+            outcome.files,
+            job.preprocessing,
+            resources.decode_threads,
+            local_roots(settings.inputs),
+        )
         factory = job.factory(resources)
         pipeline = Pipeline(fetch, factory, outputs, resources)
         ledger = Ledger(outcome.files, progress, faults.max_error_share, patience=8 + 2 * resources.num_actors)
-        size = work.images_per_part or default_part_size(num_todo, resources.num_actors)
+        size = work.images_per_part or default_part_size(num_todo, resources)
         parts = [Part(ids, redo_errors=True) for ids in redo] + [Part(ids) for ids in cut(todo, size)]
         pause, tries_left = faults.transport_pause, faults.transport_retries
         try:
             with progress:
                 while parts:
-                    ended = ledger.follow(parts, pipeline.receipts(parts))
+                    with contextlib.closing(pipeline.receipts(parts)) as receipts:
+                        ended = ledger.follow(parts, receipts)
                     for part in ended.deadly:
                         _write_deadly(part.ids, outcome.manifest, factory, outputs)
                         progress.add(0, 1)

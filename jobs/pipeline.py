@@ -13,8 +13,9 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,8 @@ from jobs.outputs import PartFiles
 from jobs.resources import Node, Plan
 from jobs.stages import FetchAndDecode, Part, PartWorker, ProcessorFactory
 
+SECONDS_BETWEEN_NOTES = 30
+"""While machines are waited for."""
 LOST_PARTS_LIMIT = 100
 """Parts whose workers died, again and again, before the run is given up as a whole."""
 
@@ -41,12 +44,20 @@ class RaySession:
 
     Args:
         address: as for `ray.init`; None means RAY_ADDRESS, or else this machine.
-        num_cpus: CPUs that a Ray on this machine may use; None for all.
+        num_cpus: CPUs that a Ray on this machine may use, or that a cluster must have; None for those there are.
+        num_gpus: GPUs, likewise.
+        say: where it is said what is waited for.
     """
 
-    def __init__(self, address: str | None = None, num_cpus: int | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        num_cpus: int | None = None,
+        num_gpus: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
         self.address = address or os.environ.get("RAY_ADDRESS")
-        self.num_cpus = num_cpus
+        self.num_cpus, self.num_gpus, self.say = num_cpus, num_gpus, say
         self._is_mine = False
 
     def __enter__(self) -> RaySession:
@@ -60,13 +71,14 @@ class RaySession:
             if self.address:
                 options["address"] = self.address
             else:
-                options |= {"address": "local", "include_dashboard": False, "num_cpus": self.num_cpus}
-            on_terminate = signal.getsignal(signal.SIGTERM)
-            with _stderr_only_on_failure():
+                options |= {"address": "local", "include_dashboard": False}
+                options |= {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+            with _stderr_only_on_failure(), _own_signal_handler():
                 ray.init(**options)
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler exits on the spot
             self._is_mine = True
         _quieten_ray_data()
+        if self.address:
+            self._wait_for_machines()
         return self
 
     def __exit__(
@@ -76,6 +88,34 @@ class RaySession:
             import ray
 
             ray.shutdown()
+
+    def _wait_for_machines(self) -> None:
+        """Have the cluster grow to the CPUs and GPUs that were asked for.
+
+        By a placement group, which is given back at once: unlike `request_resources`, it ends with this process, so
+        that a job which is killed does not keep machines.
+        """
+        import ray
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        wanted = {"GPU": self.num_gpus or 0, "CPU": self.num_cpus or 0}
+
+        def there() -> dict[str, float]:
+            found = ray.cluster_resources()
+            return {kind: found.get(kind, 0.0) for kind in wanted}
+
+        if all(there()[kind] >= count for kind, count in wanted.items()):
+            return
+        group = placement_group([{kind: 1.0} for kind, count in wanted.items() for _ in range(count)])
+        waited = 0
+        while not group.wait(SECONDS_BETWEEN_NOTES if waited else 1):
+            have = there()
+            self.say(
+                "waiting for "
+                + " and ".join(f"{count} {kind}s ({have[kind]:g} are there)" for kind, count in wanted.items() if count)
+            )
+            waited += 1
+        remove_placement_group(group)
 
     def nodes(self) -> list[Node]:
         """The machines of the cluster, with what Ray may use of them."""
@@ -126,14 +166,20 @@ class Pipeline:
                 fn_constructor_args=(self.factory, self.outputs),
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=min(plan.num_actors, len(parts))),
+                # Two calls at once: one part is written while the model works on the next.
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(plan.num_actors, len(parts)),
+                    max_tasks_in_flight_per_actor=3,
+                    max_concurrent_calls_per_actor=2,
+                    enable_true_multi_threading=True,
+                ),
                 num_cpus=plan.actor_cpus,
                 num_gpus=plan.actor_gpus,
                 # A dead actor is replaced, but a part that kills it every time must not go on for ever.
                 **_remote_args(max_restarts=-1, max_task_retries=3),
             )
         )
-        batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         try:
             for batch in batches:
                 yield from batch.to_pylist()
@@ -151,6 +197,19 @@ def _remote_args(**wanted: int) -> dict[str, int]:
 
     parameters = inspect.signature(ray.data.Dataset.map_batches).parameters.values()
     return wanted if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters) else {}
+
+
+@contextlib.contextmanager
+def _own_signal_handler() -> Iterator[None]:
+    """Keep what this process does at SIGTERM: Ray's own handler exits on the spot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

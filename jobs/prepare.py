@@ -6,6 +6,7 @@ Whatever a person may have got wrong is found here, in a sentence, before Ray or
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from captionlib.config import to_dict
 from jobs import record
-from jobs.fetch import Denied, TransportFault
+from jobs.fetch import Denied, TransportFault, is_local
 from jobs.listing import list_images
 from jobs.manifest import Manifest
 from jobs.outputs import PartFiles
@@ -113,6 +114,19 @@ def list_inputs(inputs: Sequence[str], output: Folder) -> Manifest:
             "in all folders that are not hidden"
         )
     return listed
+
+
+def local_roots(inputs: Sequence[str]) -> tuple[str, ...]:
+    """The local folders that the inputs are in, which every machine of a cluster must see."""
+    roots = []
+    for text in inputs:
+        text = text.removeprefix("file://")
+        if is_local(text):
+            root = os.path.abspath(os.path.expanduser(text))
+            while not os.path.isdir(root):
+                root = os.path.dirname(root)
+            roots.append(root)
+    return tuple(roots)
 
 
 def for_record(settings: PartSettings) -> dict[str, Any]:

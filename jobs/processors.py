@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ import pyarrow as pa
 
 from captionlib.config import EncoderConfig, SearchConfig
 from jobs import schemas
+from jobs.fetch import is_local
 
 if TYPE_CHECKING:
     from captionlib.encoders import Encoder
@@ -39,9 +42,9 @@ class CaptionFactory:
         """Load the checkpoint."""
         from captionlib.predictor import Predictor
 
-        return CaptionImages(
-            Predictor.from_checkpoint(self.model, num_threads=self.threads), self.search, self.batch_size
-        )
+        _check_sight(self.model)
+        predictor = Predictor.from_checkpoint(self.model, num_threads=self.threads)
+        return CaptionImages(predictor, self.search, self.batch_size)
 
 
 class CaptionImages:
@@ -135,6 +138,14 @@ class EncodeImages:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
 
 
+def _check_sight(model: str) -> None:
+    if model != "default" and is_local(model) and not os.path.isdir(model):
+        raise ValueError(
+            f"the machine {socket.gethostname()} does not see {model}: the checkpoint must be in a folder that all "
+            "machines share, or at a URL"
+        )
+
+
 def load_encoder(encoder: EncoderConfig, model: str | None) -> Encoder:
     """The network with its weights: those of a checkpoint, or the library's.
 
@@ -145,6 +156,7 @@ def load_encoder(encoder: EncoderConfig, model: str | None) -> Encoder:
 
     if model is None:
         return build_encoder(encoder, pretrained=True)
+    _check_sight(model)
     from captionlib.checkpoints import load_checkpoint, load_weights, resolve_checkpoint
 
     built = build_encoder(encoder)

@@ -37,6 +37,8 @@ class Plan:
     """For the model's engine on a CPU. May be more than `actor_cpus`: it uses what decoding leaves idle."""
     decode_cpus: float
     """Per decoding task."""
+    num_decoders: int
+    """Decoding tasks that run at once."""
 
     @property
     def decode_threads(self) -> int:
@@ -88,7 +90,7 @@ def _with_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
             f"{num_actors} GPU actors take {num_actors * actor_cpus:g} CPUs and leave {left:g} for decoding: ask for "
             "fewer with --num-actors, or add CPUs"
         )
-    return Plan(num_actors, actor_cpus, 1, max(1, int(actor_cpus)), decode_cpus)
+    return Plan(num_actors, actor_cpus, 1, max(1, int(actor_cpus)), decode_cpus, int(left / decode_cpus))
 
 
 def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
@@ -108,7 +110,9 @@ def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
         actor_cpus = _floor(actor_cpus)
         room = _room(usable, num_actors, actor_cpus)
         if room >= min(SMALLEST_TASK_CPUS, largest / 4):
-            return Plan(num_actors, actor_cpus, 0, max(1, round(share)), min(SMALLEST_TASK_CPUS, _floor(room)))
+            decode_cpus = min(SMALLEST_TASK_CPUS, _floor(room))
+            left = sum(node.cpus for node in usable) - num_actors * actor_cpus
+            return Plan(num_actors, actor_cpus, 0, max(1, round(share)), decode_cpus, max(1, int(left / decode_cpus)))
         actor_cpus *= 0.9
     total = sum(node.cpus for node in usable)
     raise ValueError(

@@ -45,11 +45,13 @@ class WorkSettings:
     """Copies of the model."""
     address: Annotated[str | None, _hint("ADDRESS", "RAY_ADDRESS, or else this machine")] = None
     """A running Ray cluster, such as "auto"."""
-    num_cpus: Annotated[int | None, _hint("INT", "all")] = None
-    """CPUs that may be used, when Ray runs on this machine only."""
+    num_cpus: Annotated[int | None, _hint("INT", "all that are there")] = None
+    """CPUs that Ray on this machine may use; on a cluster, how many to wait for before the work begins."""
+    num_gpus: Annotated[int | None, _hint("INT", "all that are there")] = None
+    """GPUs, likewise."""
 
     def __post_init__(self) -> None:
-        for name in ("images_per_part", "batch_size", "num_actors", "num_cpus"):
+        for name in ("images_per_part", "batch_size", "num_actors", "num_cpus", "num_gpus"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

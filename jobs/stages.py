@@ -9,6 +9,7 @@ Shapes: B images of a part, S side of the square input.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -58,6 +59,8 @@ class FetchAndDecode:
     preprocessing: Preprocessing
     threads: int
     """Images decoded at once."""
+    local_roots: tuple[str, ...] = ()
+    """Folders that every machine must see: without this, images elsewhere would count as not found."""
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """One row of `schemas.PART` → one of `schemas.DECODED`.
@@ -67,6 +70,12 @@ class FetchAndDecode:
         assert parts.num_rows == 1, f"{parts.num_rows} parts at once"
         part = parts.to_pylist()[0]
         try:
+            for root in self.local_roots:
+                if not os.path.isdir(root):
+                    raise Denied(
+                        f"the machine {socket.gethostname()} does not see {root}: the input must be a folder that all "
+                        "machines share, or a URL such as s3://…"
+                    )
             rows = self._rows(part)
             images = self._read_all(rows)
         except (TransportFault, Denied) as error:
@@ -136,7 +145,10 @@ class FetchAndDecode:
             images = list(pool.map(read, paths, sizes))
         refused = [image.error for image in images if image.error and image.error.startswith("PermissionDenied")]
         if len(refused) == len(images) > 1:
-            raise Denied(f"none of {len(images)} images may be read: {refused[0]}")
+            raise Denied(
+                f"none of {len(images)} images may be read: {refused[0]}. Check the credentials, and the permissions of "
+                "the input"
+            )
         return images
 
     def _read(self, path: str, size: int | None, decoding: threading.Semaphore) -> _Decoded:
@@ -222,7 +234,9 @@ class PartWorker:
         """One row of `schemas.DECODED` → one of `schemas.RECEIPT`."""
         assert parts.num_rows == 1, f"{parts.num_rows} parts at once"
         part = parts.drop_columns(["images", "pixels"]).to_pylist()[0]
-        receipt = {name: part.get(name) for name in schemas.RECEIPT.names} | {"node": self.node}
+        nothing = {"done": 0, "failed": 0, "model_seconds": 0.0, "write_seconds": 0.0}
+        receipt = {name: part[name] for name in schemas.RECEIPT.names if name in part}
+        receipt |= nothing | {"node": self.node}
         if part["status"] == "ready":
             try:
                 receipt |= self._work(part, parts.column("images")[0].values, parts.column("pixels")[0])

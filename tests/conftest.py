@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-WORDS = "a man dog cat on the in red grass water is sitting running".split()
+WORDS = ["a", "man", "dog", "cat", "on", "the", "in", "red", "grass", "water", "is", "sitting", "running"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -56,10 +56,6 @@ def read_dataset(
     if split != "all":
         split = canonical_split(split, "split")
     elif split_file is not None:
-        raise ValueError(
-            f"split_file {split_file!r} names the images of one split: say which, such as split='train'"
-        )
-    source = Source(
-        root=root, captions_file=captions_file, images_root=images_root, split=split, split_file=split_file
-    )
+        raise ValueError(f"split_file {split_file!r} names the images of one split: say which, such as split='train'")
+    source = Source(root=root, captions_file=captions_file, images_root=images_root, split=split, split_file=split_file)
     return READERS[kind](source)

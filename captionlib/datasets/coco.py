@@ -33,9 +33,7 @@ def read_coco(source: Source) -> list[CaptionedImage]:
         raise DatasetError(f"{source.split_file}: COCO has no split files; its captions files are the splits")
     split = None if source.split == "all" else source.split
     if source.captions_file is not None:
-        images_root = locate(
-            source.images_root, source.root, ("",), "the folder of COCO's images", "images_root"
-        )
+        images_root = locate(source.images_root, source.root, ("",), "the folder of COCO's images", "images_root")
         return _read_file(source.captions_file, images_root, split)
     if split == "test":
         raise DatasetError("COCO's test captions are not published; use Karpathy's split (kind 'karpathy')")
@@ -59,9 +57,7 @@ def _read_file(captions_file: str, images_root: str, split: str | None) -> list[
     data = read_json_object(captions_file)
     for key in ("images", "annotations"):
         if not isinstance(data.get(key), list):
-            raise DatasetError(
-                f"{captions_file}: no list {key!r}; expected COCO captions with images, annotations"
-            )
+            raise DatasetError(f"{captions_file}: no list {key!r}; expected COCO captions with images, annotations")
     names: dict[int, str] = {}
     for position, image in enumerate(data["images"]):
         where = f"{captions_file}: images[{position}]"
@@ -72,15 +68,11 @@ def _read_file(captions_file: str, images_root: str, split: str | None) -> list[
     records = group_by_image(_rows(captions_file, data["annotations"], names, split), images_root)
     bare = [name for name in names.values() if name not in records]
     if bare:
-        raise DatasetError(
-            f"{captions_file}: {len(bare)} of {len(names)} images have no captions: {some(bare)}"
-        )
+        raise DatasetError(f"{captions_file}: {len(bare)} of {len(names)} images have no captions: {some(bare)}")
     return [records[name] for name in names.values()]
 
 
-def _rows(
-    captions_file: str, annotations: list[Any], names: dict[int, str], split: str | None
-) -> Iterator[CaptionRow]:
+def _rows(captions_file: str, annotations: list[Any], names: dict[int, str], split: str | None) -> Iterator[CaptionRow]:
     for position, annotation in enumerate(annotations):
         where = f"{captions_file}: annotations[{position}]"
         image_id, caption = _fields(annotation, ("image_id", "caption"), where)
@@ -92,7 +84,5 @@ def _rows(
 def _fields(entry: Any, keys: tuple[str, str], where: str) -> tuple[int, str]:
     number, text = (entry.get(key) for key in keys) if isinstance(entry, dict) else (None, None)
     if not isinstance(number, int) or not isinstance(text, str):
-        raise DatasetError(
-            f"{where}: expected {keys[0]} (a number) and {keys[1]} (text), got {str(entry)[:80]}"
-        )
+        raise DatasetError(f"{where}: expected {keys[0]} (a number) and {keys[1]} (text), got {str(entry)[:80]}")
     return number, text

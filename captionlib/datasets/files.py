@@ -54,9 +54,7 @@ def locate(given: str | None, root: str | None, candidates: Sequence[str], what:
         path = join_path(root, candidate)
         if exists(path):
             return path
-    raise DatasetError(
-        f"{root}: {' and '.join(candidates)} not found; that should be {what}. Or set {setting}"
-    )
+    raise DatasetError(f"{root}: {' and '.join(candidates)} not found; that should be {what}. Or set {setting}")
 
 
 def read_text(path: str) -> str:

@@ -29,18 +29,14 @@ def read_karpathy(source: Source) -> list[CaptionedImage]:
         DatasetError: a missing file or field, an empty caption, an image that is there twice.
     """
     if source.split_file is not None:
-        raise DatasetError(
-            f"{source.split_file}: Karpathy's file holds the splits itself; leave split_file out"
-        )
+        raise DatasetError(f"{source.split_file}: Karpathy's file holds the splits itself; leave split_file out")
     captions_file = locate(
         source.captions_file, None, (), "Karpathy's JSON, such as dataset_coco.json,", "captions_file"
     )
     images_root = locate(source.images_root, source.root, ("",), "the folder of the images", "images_root")
     images = read_json_object(captions_file).get("images")
     if not isinstance(images, list):
-        raise DatasetError(
-            f"{captions_file}: no list 'images'; expected one of Karpathy's dataset_*.json files"
-        )
+        raise DatasetError(f"{captions_file}: no list 'images'; expected one of Karpathy's dataset_*.json files")
     records = group_by_image(_rows(captions_file, images), images_root)
     return splits.keep(records, source.split, captions_file)
 

@@ -60,9 +60,9 @@ class Encoder(nn.Module):
     def train(self, mode: bool = True) -> Encoder:
         """As of any module, but frozen parts stay in evaluation mode."""
         super().train(mode)
-        for module in self.modules():
+        for module in self.backbone.modules():
             parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
         return self
 

@@ -47,11 +47,16 @@ def describe_encoder(kind: str, name: str, features: FeatureKind = "grid", size:
     Raises:
         ValueError, ModuleNotFoundError: as `build_encoder`.
     """
-    backbone, preprocessing = _builder(kind)(name, features, False, size)
+    build = _builder(kind)
+    try:
+        with torch.device("meta"):  # shapes alone: no weights are drawn, nothing is computed
+            backbone, preprocessing = build(name, features, False, size)
+    except NotImplementedError:  # RegNet computes its widths with tensors, and needs real ones
+        backbone, preprocessing = build(name, features, False, size)
     draft = EncoderConfig(kind=kind, name=name, features=features, preprocessing=preprocessing)  # type: ignore[arg-type]
-    encoder = Encoder(backbone, draft).eval()
+    encoder = Encoder(backbone.to("meta"), draft).eval()
     with torch.inference_mode():
-        shape = encoder(torch.zeros(1, 3, preprocessing.size, preprocessing.size)).shape
+        shape = encoder(torch.zeros(1, 3, preprocessing.size, preprocessing.size, device="meta")).shape
     return replace(draft, num_positions=int(shape[1]), feature_dim=int(shape[2]))
 
 

@@ -34,12 +34,9 @@ class Sampling:
         """Log-probabilities (B, 1 or K, V) → parents, words and log-probabilities of the new rows, each (B, K)."""
         chances = truncate(log_probs / self.config.temperature, self.config.top_k, self.config.top_p)
         cumulative = chances.double().cumsum(dim=-1)
-        total = cumulative[..., -1:]
         uniform = self.uniform[rows.images, :, position]  # (B, K)
         # Before the first word an image has one row, and all its numbers point there.
-        threshold = uniform.unflatten(1, (rows.width, -1)) * total  # (B, rows, K / rows)
-        # Rounding may put a number on the very end, behind the last word that has a chance.
-        threshold = torch.minimum(threshold, torch.nextafter(total, torch.zeros_like(total)))
+        threshold = uniform.unflatten(1, (rows.width, -1)) * cumulative[..., -1:]  # (B, rows, K / rows)
         word = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=log_probs.shape[-1] - 1)
         gained = log_probs.gather(-1, word).flatten(1)  # (B, K)
         best = log_probs.amax(dim=-1)  # (B, 1 or K); NaN marks a model that gave no answer

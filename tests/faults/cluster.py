@@ -70,4 +70,3 @@ def cluster(env: Mapping[str, str], logs: Path) -> Iterator[Cluster]:
         yield made
     finally:
         made.stop()
-

@@ -15,7 +15,17 @@ from PIL import Image
 PHOTOS = Path(__file__).parent.parent / "photos"
 SIDE = 160
 # Names that a URL, a signature or a pattern could trip over.
-ODD_NAMES = ("a b.jpg", "a+b.jpg", "a%20b.jpg", "café.jpg", "猫/1.jpg", "#1?.jpg", "x=1&y=2.jpg", "[1].jpg", "UPPER.JPG")
+ODD_NAMES = (
+    "a b.jpg",
+    "a+b.jpg",
+    "a%20b.jpg",
+    "café.jpg",
+    "猫/1.jpg",
+    "#1?.jpg",
+    "x=1&y=2.jpg",
+    "[1].jpg",
+    "UPPER.JPG",
+)
 
 
 def photo(number: int) -> bytes:
@@ -78,7 +88,11 @@ def make_checkpoint(directory: Path) -> Path:
     )
     encoder = build_encoder(model.encoder)
     # Batch norm that has seen no image makes all images alike.
-    pixels = [to_pixels(Image.open(io.BytesIO(photo(i))), model.encoder.preprocessing) for i in range(64, 96) if not is_broken(i)]
+    pixels = [
+        to_pixels(Image.open(io.BytesIO(photo(i))), model.encoder.preprocessing)
+        for i in range(64, 96)
+        if not is_broken(i)
+    ]
     images = normalize(torch.stack([torch.from_numpy(p.copy()) for p in pixels]), model.encoder.preprocessing)
     encoder.train()
     with torch.no_grad():

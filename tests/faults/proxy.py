@@ -17,7 +17,9 @@ from yarl import URL
 
 # Of one connection, not of the message; aiohttp writes its own.
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
-_SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
 
 
 @dataclass(frozen=True)
@@ -115,21 +117,19 @@ class FaultProxy:
 
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         """Listen on a free port until `stop`."""
-        connector = TCPConnector(limit=0)
         self._client = ClientSession(
-            connector=connector,
+            connector=TCPConnector(limit=0),
             auto_decompress=False,
             cookie_jar=DummyCookieJar(),
             timeout=ClientTimeout(total=None, sock_connect=5),
             skip_auto_headers=["User-Agent", "Accept", "Accept-Encoding", "Content-Type"],
         )
-        runner = web.ServerRunner(web.Server(self.handle, access_log=None))
+        runner = web.ServerRunner(web.Server(self.handle, access_log=None), shutdown_timeout=0.1)
         async with self._client:
             await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+            site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
-            port = runner.addresses[0][1]
-            self.url = f"http://127.0.0.1:{port}"
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             ready.set()
             await stop.wait()
             await runner.cleanup()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from .cluster import cluster
-from .harness import NUM_KILLS, NUM_PHOTOS, PATIENCE, SEED, Output, Place, assert_same_captions, start_job
+from .harness import NUM_KILLS, PATIENCE, SEED, Output, Place, assert_same_captions, start_job
 from .processes import Session, kill, wait_until
 from .proxy import FaultProxy, fault_proxy
 from .servers import OWNER, ObjectStore
@@ -51,7 +51,11 @@ class Log:
 
     def reads(self) -> tuple[int, int]:
         """(photos read, of them again)."""
-        counts = [n for (method, path), n in self.proxy.requests.items() if method == "GET" and path.startswith("/photos/all/")]
+        counts = [
+            n
+            for (method, path), n in self.proxy.requests.items()
+            if method == "GET" and path.startswith("/photos/all/")
+        ]
         return sum(counts), sum(counts) - len(counts)
 
     def add(self, what: str, seconds: float) -> None:

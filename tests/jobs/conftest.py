@@ -16,22 +16,15 @@ from PIL import Image
 PHOTOS = Path(__file__).parent.parent / "photos"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _private_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing of the tests in the user's caches, and no wait between attempts."""
-    os.environ["CAPTIONLIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    os.environ["PYTHONPATH"] = os.path.dirname(__file__)  # the stubs, for Ray's workers
-    yield
-    del os.environ["CAPTIONLIB_CACHE"]
-
-
 @pytest.fixture(scope="session")
 def ray_of_two_cpus() -> Iterator[None]:
     import ray
 
     folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets allow 107 characters
+    # For Ray's processes; the second, so that its workers find the stubs.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["PYTHONPATH"] = os.path.dirname(__file__)
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     ray.init(
         address="local",
         num_cpus=2,

@@ -51,7 +51,9 @@ class Stub:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.factory.seconds_per_image * len(image_ids))
         middle = pixels.shape[1] // 2
-        captions = [f"{i}: {' '.join(map(str, image[middle, middle]))}" for i, image in zip(image_ids, pixels, strict=True)]
+        captions = [
+            f"{i}: {' '.join(map(str, image[middle, middle]))}" for i, image in zip(image_ids, pixels, strict=True)
+        ]
         columns = {
             "caption": captions,
             "log_prob": [-1.0] * len(captions),
@@ -74,7 +76,7 @@ def settings(
     )
 
 
-def stub_job(factory: StubFactory = StubFactory()) -> PartJob:  # noqa: B008  it is frozen
+def stub_job(factory: StubFactory = StubFactory()) -> PartJob:
     return PartJob(
         kind="stub",
         verb="captioned",
@@ -86,5 +88,5 @@ def stub_job(factory: StubFactory = StubFactory()) -> PartJob:  # noqa: B008  it
     )
 
 
-def run_stub(source: Path | str, output: Path | str, factory: StubFactory = StubFactory(), **more) -> Outcome:  # noqa: B008
+def run_stub(source: Path | str, output: Path | str, factory: StubFactory = StubFactory(), **more) -> Outcome:
     return run_job(stub_job(factory), settings(source, output, **more))

@@ -70,7 +70,7 @@ def test_a_round_is_given_up_when_parts_are_put_off_one_after_the_other(tmp_path
 
 
 def test_refused_credentials_stop_at_once(tmp_path):
-    with pytest.raises(Stopped, match=r"ExpiredToken\. Check the credentials"):
+    with pytest.raises(Stopped, match="ExpiredToken"):
         ledger(tmp_path).follow(parts((0, 9)), iter([receipt(0, 9, "denied", reason="ExpiredToken")]))
 
 
@@ -88,5 +88,5 @@ def test_as_many_errors_as_allowed_do_not_stop(tmp_path):
 
 def test_an_output_that_only_another_machine_sees(tmp_path):
     book = ledger(tmp_path, files=PartFiles)
-    with pytest.raises(Stopped, match="another machine of the cluster"):
+    with pytest.raises(Stopped, match="does not see what n wrote to .*a folder that all machines share"):
         book.follow(parts((0, 9)), iter([receipt(0, 9)]))

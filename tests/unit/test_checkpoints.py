@@ -278,7 +278,7 @@ def test_the_one_that_ships(saved: Path, monkeypatch: pytest.MonkeyPatch, source
     monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", saved)
     assert resolve_checkpoint(source) == saved
     monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", saved.parent / "none")
-    with pytest.raises(CheckpointError, match="that ships with the project is not at .*none"):
+    with pytest.raises(CheckpointError, match=r"that ships with the project is not at .*none"):
         resolve_checkpoint(source)
 
 
@@ -325,11 +325,11 @@ def test_a_damaged_one_is_not_kept(remote: str, tmp_path: Path) -> None:
 def test_remote_mistakes(remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint at memory://nowhere/best: there is nothing"):
         resolve_checkpoint("memory://nowhere/best")
-    with pytest.raises(CheckpointError, match="holds no config.json"):
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         resolve_checkpoint(f"memory://{tmp_path.name}")
     with pytest.raises(CheckpointError, match="nosuch://x could not be looked at: Protocol not known"):
         resolve_checkpoint("nosuch://x")
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("CAPTIONLIB_CACHE", str(tmp_path / "taken"))
-    with pytest.raises(ValueError, match="taken.* cannot be written .*CAPTIONLIB_CACHE"):
+    with pytest.raises(ValueError, match=r"taken.* cannot be written .*CAPTIONLIB_CACHE"):
         resolve_checkpoint(remote)

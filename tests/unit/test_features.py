@@ -297,7 +297,7 @@ def test_a_full_disk(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def _open(url: str, cache_dir: str, queue: Any) -> None:
-    queue.put(float(open_features(url, cache_dir).array.sum()))
+    queue.put(float(open_features(url, cache_dir).array.sum(dtype=np.float64)))
 
 
 def test_several_processes_at_once(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_several_processes_at_once(tmp_path: Path) -> None:
     sums = {queue.get(timeout=60) for _ in processes}
     for process in processes:
         process.join()
-    assert sums == {float(values(1000).astype(np.float16).sum())}
+    assert sums == {float(values(1000).astype(np.float16).sum(dtype=np.float64))}
     assert len([path for path in (tmp_path / "shared").iterdir() if path.is_dir()]) == 1
 
 

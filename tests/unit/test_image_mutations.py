@@ -89,9 +89,7 @@ def mutate(data: bytes, other: bytes, generator: np.random.Generator) -> bytes:
         elif damage == 4:
             changed[start:start] = data[start:stop]
         elif damage == 5:
-            changed[start : start + 4] = generator.choice(
-                [b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff"]
-            )
+            changed[start : start + 4] = generator.choice([b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff"])
         else:
             changed[start:] = other[min(start, len(other) - 1) :]
         data = bytes(changed)

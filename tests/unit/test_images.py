@@ -246,9 +246,7 @@ def test_exif_with_an_impossible_orientation_is_upright() -> None:
     ("side", "target_side", "decoded_side"),
     [(448, 224, 224), (447, 224, 447), (896, 224, 224), (1800, 224, 225), (5000, 224, 625), (100, 224, 100)],
 )
-def test_jpeg_is_reduced_as_far_as_the_shorter_side_allows(
-    side: int, target_side: int, decoded_side: int
-) -> None:
+def test_jpeg_is_reduced_as_far_as_the_shorter_side_allows(side: int, target_side: int, decoded_side: int) -> None:
     data = encode(Image.new("RGB", (2 * side, side)), "JPEG")
     decoded = decode_image(data, target_side=target_side)
     assert (decoded.width, decoded.height) == (2 * side, side)

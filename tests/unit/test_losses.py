@@ -29,12 +29,12 @@ def test_equals_pytorch_and_merges_by_addition(label_smoothing: float) -> None:
     logits, targets = torch.randn(20, 9, requires_grad=True), torch.randint(9, (20,))
     whole = caption_loss(logits, targets, label_smoothing)
     expected = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-    assert float(whole.objective) / 20 == pytest.approx(float(expected))
-    assert float(whole.cross_entropy) / 20 == pytest.approx(float(F.cross_entropy(logits, targets)))
+    assert whole.objective.item() / 20 == pytest.approx(expected.item())
+    assert float(whole.cross_entropy) / 20 == pytest.approx(F.cross_entropy(logits, targets).item())
     (gradient,) = torch.autograd.grad(whole.objective / 20, logits, retain_graph=True)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
     parts = [caption_loss(logits[rows], targets[rows], label_smoothing) for rows in (slice(7), slice(7, 20))]
-    assert sum(float(part.objective) for part in parts) == pytest.approx(float(whole.objective))
+    assert sum(part.objective.item() for part in parts) == pytest.approx(whole.objective.item())
     assert sum(float(part.cross_entropy) for part in parts) == pytest.approx(float(whole.cross_entropy))
     assert sum(part.num_words for part in parts) == whole.num_words
 
@@ -49,7 +49,7 @@ def test_doubly_stochastic_by_hand() -> None:
     # A caption of three words at two positions, one of a single word, and a missing one.
     attention = torch.tensor([[[2.0, 1.0], [0.25, 0.75], [0.0, 0.0]]], requires_grad=True)
     penalty = doubly_stochastic_penalty(attention)
-    assert float(penalty) == pytest.approx((1 - 2) ** 2 + 0 + 0.75**2 + 0.25**2)
+    assert penalty.item() == pytest.approx((1 - 2) ** 2 + 0 + 0.75**2 + 0.25**2)
     penalty.backward()
     assert attention.grad is not None
     assert attention.grad[0].tolist() == [[2.0, 0.0], [-1.5, -0.5], [0.0, 0.0]]

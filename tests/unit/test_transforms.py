@@ -117,9 +117,7 @@ def torchvision_resize(pixels: np.ndarray, height: int, width: int) -> np.ndarra
 @pytest.mark.parametrize("shape", [(480, 640), (640, 427), (300, 451), (100, 80)])
 def test_squash_equals_torchvision(shape: tuple[int, int]) -> None:
     pixels = to_pixels(Image.fromarray(noise(*shape)), Preprocessing(size=224))
-    assert (
-        np.abs(pixels - torchvision_resize(noise(*shape), 224, 224)).max() < 1.6
-    )  # two roundings and a half
+    assert np.abs(pixels - torchvision_resize(noise(*shape), 224, 224)).max() < 1.6  # two roundings and a half
 
 
 def test_center_crop_equals_torchvision() -> None:
@@ -136,9 +134,7 @@ def test_large_reduction_is_close_to_torchvision() -> None:
 
 def test_reduced_decoding_hardly_changes_the_pixels() -> None:
     file = io.BytesIO()
-    Image.open(PHOTOS / "coffee.jpg").resize((1200, 800), Image.Resampling.BICUBIC).save(
-        file, "JPEG", quality=95
-    )
+    Image.open(PHOTOS / "coffee.jpg").resize((1200, 800), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
     full = to_pixels(decode_image(file.getvalue()).image, Preprocessing())
     reduced_image = decode_image(file.getvalue(), target_side=224).image
     assert reduced_image.size == (600, 400)

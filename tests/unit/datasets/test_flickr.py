@@ -188,7 +188,5 @@ def test_urls_are_read_and_joined() -> None:
     memory.pipe("/flickr/Flickr8k.token.txt", TOKENS.encode())
     memory.pipe("/flickr/Images/a.jpg", b"")
     memory.pipe("/flickr/names.txt", b"a.jpg\n")
-    records = read_dataset(
-        "flickr8k", "memory://flickr", split="train", split_file="memory://flickr/names.txt"
-    )
+    records = read_dataset("flickr8k", "memory://flickr", split="train", split_file="memory://flickr/names.txt")
     assert [record.path for record in records] == ["memory://flickr/Images/a.jpg"]

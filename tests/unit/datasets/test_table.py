@@ -33,9 +33,9 @@ def test_csv_without_splits_and_with_a_split_file(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("2.jpg\n")
     text = "\ufeffimage,text\r\n1.jpg,A cat\r\n\r\n2.jpg,A dog\r\n"
     assert [record.split for record in read_csv(tmp_path, text)] == [None, None]
-    assert read_csv(
-        tmp_path, text, split="test", split_file=str(tmp_path / "names.txt"), images_root="/photos"
-    ) == [CaptionedImage("/photos/2.jpg", ("A dog",), "test")]
+    assert read_csv(tmp_path, text, split="test", split_file=str(tmp_path / "names.txt"), images_root="/photos") == [
+        CaptionedImage("/photos/2.jpg", ("A dog",), "test")
+    ]
     with pytest.raises(DatasetError, match="no images in split 'train'; it has images of no split"):
         read_csv(tmp_path, text, split="train")
 
@@ -74,9 +74,7 @@ def test_parquet_with_strings_and_with_lists(tmp_path: Path) -> None:
 def test_parquet_folder(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     for part in range(2):
-        pq.write_table(
-            pa.table({"path": [f"{part}.jpg"], "caption": ["A cat"]}), tmp_path / f"parts/{part}.parquet"
-        )
+        pq.write_table(pa.table({"path": [f"{part}.jpg"], "caption": ["A cat"]}), tmp_path / f"parts/{part}.parquet")
     records = read_dataset("parquet", captions_file=str(tmp_path / "parts"))
     assert len(records) == 2
 

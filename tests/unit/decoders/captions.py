@@ -58,8 +58,5 @@ def features(images: int = 3, seed: int = 1) -> Tensor:
 def pad(captions: list[list[list[int] | None]]) -> Tensor:
     """(B, K, T) int64."""
     length = 2 + max(len(caption) for of_image in captions for caption in of_image if caption is not None)
-    lines = [
-        [[] if caption is None else [BOS, *caption, EOS] for caption in of_image]
-        for of_image in captions
-    ]
+    lines = [[[] if caption is None else [BOS, *caption, EOS] for caption in of_image] for of_image in captions]
     return torch.tensor([[line + [PAD] * (length - len(line)) for line in of_image] for of_image in lines])

@@ -5,7 +5,6 @@ import torch
 
 from captionlib.decoders.base import FeatureProjection, LongestFirst, WordTable, choose_inputs
 from captionlib.decoders.transformer import sinusoidal_positions
-from captionlib.vocabulary import PAD
 from tests.unit.decoders.captions import CAPTIONS, pad
 
 
@@ -69,7 +68,3 @@ def test_positions_by_hand() -> None:
     slow = 2 / 10_000 ** (2 / 5)
     expected = [math.sin(2), math.cos(2), math.sin(slow), math.cos(slow), math.sin(2 / 10_000 ** (4 / 5))]
     assert positions[2].tolist() == pytest.approx(expected)
-
-
-def test_padding_has_no_vector() -> None:
-    assert (WordTable(9, 4, tied=True)(torch.tensor([PAD])) != 0).any() is not None

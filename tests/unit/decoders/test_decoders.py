@@ -179,17 +179,17 @@ def test_captions_do_not_depend_on_the_batch(name: str) -> None:
 def test_captions_are_learnt_by_heart(name: str) -> None:
     torch.manual_seed(0)
     decoder = build_decoder(replace(CONFIGS[name], dropout=0.0), FEATURE_DIM, NUM_WORDS)
-    captions: list[list[list[int] | None]] = [[[5, 6, 7, 5]], [[9]], [[4, 9, 10, 6, 8, 11]]]
+    captions: list[list[list[int] | None]] = [[[5, 6, 5]], [[9]], [[4, 9, 10, 6]]]
     tokens = pad(captions)
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.03)
     losses = []
-    for _ in range(120):
+    for _ in range(60):
         output = decoder(features(), tokens)
         loss = F.cross_entropy(output.logits, output.targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[0] == pytest.approx(math.log(NUM_WORDS), rel=0.4)  # starts near a guess
     assert losses[-1] < 0.05
     for config in (SearchConfig(method="greedy", max_tokens=8), SearchConfig(max_tokens=8)):
@@ -321,7 +321,7 @@ def test_the_names_of_parameters_that_checkpoints_hold(name: str) -> None:
 
 
 def test_settings_that_do_not_go_together() -> None:
-    with pytest.raises(ValueError, match="width 16 against a state of width 32: make decoder.projection_dim"):
+    with pytest.raises(ValueError, match=r"width 16 against a state of width 32: make decoder.projection_dim"):
         build_decoder(replace(SMALL, kind="lstm_adaptive", hidden_dim=32), FEATURE_DIM, NUM_WORDS)
     with pytest.raises(ValueError, match="'multi_head' has not: choose additive, dot"):
         build_decoder(replace(SMALL, kind="lstm_adaptive", attention="multi_head"), FEATURE_DIM, NUM_WORDS)
@@ -336,10 +336,10 @@ def test_a_transformer_says_how_long_its_captions_may_be() -> None:
     assert decoder.max_tokens == 12
     longest: list[list[list[int] | None]] = [[[5] * 11]]
     assert len(decoder(features(1), pad(longest)).targets) == 12
-    with pytest.raises(ValueError, match="13 tokens, <eos> included, exceeds decoder.max_tokens 12"):
+    with pytest.raises(ValueError, match=r"13 tokens, <eos> included, exceeds decoder.max_tokens 12"):
         decoder(features(1), pad([[[5] * 12]]))
     Captioner(None, decoder).caption_features(features(1), SearchConfig(max_tokens=11))
-    with pytest.raises(ValueError, match="search.max_tokens 12 exceeds the 11 words"):
+    with pytest.raises(ValueError, match=r"search\.max_tokens 12 exceeds the 11 words"):
         Captioner(None, decoder).caption_features(features(1), SearchConfig(max_tokens=12))
 
 

@@ -31,9 +31,7 @@ def test_light_falls_where_the_weight_is() -> None:
 
 def test_a_cropped_photo_is_dark_where_the_encoder_did_not_look() -> None:
     even = np.full((1, 4), 0.25)
-    cropped = panel(
-        report.attention_map(WHITE, ["a"], even, panel_side=120, square="center_crop"), 1, 120, 60
-    )
+    cropped = panel(report.attention_map(WHITE, ["a"], even, panel_side=120, square="center_crop"), 1, 120, 60)
     assert cropped[:, :29] == pytest.approx(0.30, abs=0.01)
     assert cropped[:, 31:89].min() > 0.9
     assert cropped[:, 91:] == pytest.approx(0.30, abs=0.01)
@@ -52,9 +50,7 @@ def test_padding_is_not_part_of_the_photo() -> None:
 
 
 def test_panels_wrap_and_fit_the_photo() -> None:
-    picture = report.attention_map(
-        WHITE, list("abcde"), np.full((5, 9), 1 / 9), panel_side=120, max_columns=3
-    )
+    picture = report.attention_map(WHITE, list("abcde"), np.full((5, 9), 1 / 9), panel_side=120, max_columns=3)
     label_height = (picture.height - 14 - 2 * (60 + 14)) / 2
     assert picture.width == 3 * (120 + 14) + 14
     assert 15 <= label_height <= 30

@@ -37,9 +37,7 @@ def test_bars_are_as_high_as_their_counts() -> None:
 
 
 def test_lines_go_through_their_points() -> None:
-    chart = report.line_chart(
-        "Loss", {"train": [(0, 10.0), (5, 0.0), (10, 5.0)], "dev": [(10, 10.0)]}, x_label="step"
-    )
+    chart = report.line_chart("Loss", {"train": [(0, 10.0), (5, 0.0), (10, 5.0)], "dev": [(10, 10.0)]}, x_label="step")
     train, dev = re.findall(r'<polyline[^>]* points="(.*?)"', chart.svg)
     bottom, right = TOP + PLOT_HEIGHT, LEFT + PLOT_WIDTH
     expected = [(LEFT, TOP), (LEFT + PLOT_WIDTH / 2, bottom), (right, TOP + PLOT_HEIGHT / 2)]

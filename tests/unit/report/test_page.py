@@ -15,9 +15,7 @@ from captionlib.report import Card, Page, RunSummary, Section
 from captionlib.report.page import flatten, share, visible
 
 PHOTO = Image.fromarray(np.arange(600 * 400 * 3, dtype=np.uint32).reshape(400, 600, 3).astype(np.uint8))
-SUMMARY = RunSummary(
-    num_planned=1004, num_captioned=1000, num_failed=4, seconds=50.0, fingerprint="lstm-3f9c2a71"
-)
+SUMMARY = RunSummary(num_planned=1004, num_captioned=1000, num_failed=4, seconds=50.0, fingerprint="lstm-3f9c2a71")
 VOID_TAGS = ("meta", "img", "input", "wbr")
 
 
@@ -40,9 +38,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = dict(attributes)
         self.tags.append(tag)
-        self.links += [
-            given[name] or "" for name in ("src", "href", "srcset", "data", "action") if name in given
-        ]
+        self.links += [given[name] or "" for name in ("src", "href", "srcset", "data", "action") if name in given]
         if tag == "img":
             self.alternatives.append(given["alt"])
         if tag not in VOID_TAGS:
@@ -91,9 +87,7 @@ def test_a_card_tells_everything_about_its_image() -> None:
 
 def test_the_page_loads_nothing() -> None:
     html = report.render_page(
-        report.gallery_page(
-            SUMMARY, [Card(path="a.jpg", thumbnail_jpeg=report.thumbnail_jpeg(PHOTO), caption="x")] * 9
-        )
+        report.gallery_page(SUMMARY, [Card(path="a.jpg", thumbnail_jpeg=report.thumbnail_jpeg(PHOTO), caption="x")] * 9)
     )
     assert all(link.startswith(("data:", "#")) for link in Reader(html).links)
     assert "default-src 'none'" in html
@@ -133,9 +127,7 @@ def test_any_text_is_shown_as_it_is_and_is_never_markup(text: str, shown: str, t
         settings={text: text},
         fingerprint=text,
     )
-    gallery = read_gallery(
-        card, Card(path=text, error=f"E: {text}"), summary=summary, repeated_captions=[(text, 3)]
-    )
+    gallery = read_gallery(card, Card(path=text, error=f"E: {text}"), summary=summary, repeated_captions=[(text, 3)])
     assert visible(text) == shown
     assert gallery.texts["caption"] == gallery.texts["h1"] == gallery.texts["title"] == [shown]
     assert gallery.texts["error"] == [shown]
@@ -180,9 +172,7 @@ def test_sections_appear_when_there_is_something_in_them() -> None:
 
 def test_errors_come_last_grouped_by_kind_with_a_few_examples() -> None:
     failed = [Card(path=f"{number}.jpg", error="TruncatedImage: cut") for number in range(6)]
-    gallery = read_gallery(
-        Card(path="z.jpg", error="EmptyFile: 0 bytes"), *failed, Card(path="ok.jpg", caption="x")
-    )
+    gallery = read_gallery(Card(path="z.jpg", error="EmptyFile: 0 bytes"), *failed, Card(path="ok.jpg", caption="x"))
     assert [text for text in gallery.texts["td"] if text.isalpha()] == ["TruncatedImage", "EmptyFile"]
     assert gallery.texts["path"] == ["ok.jpg", "0.jpg", "1.jpg", "2.jpg", "3.jpg", "z.jpg"]
     assert gallery.texts["b"] == ["TruncatedImage"] * 4 + ["EmptyFile"]
@@ -191,9 +181,7 @@ def test_errors_come_last_grouped_by_kind_with_a_few_examples() -> None:
 def test_a_page_is_written_behind_a_url() -> None:
     import fsspec
 
-    report.write_page(
-        "memory://reports/page.html", Page(title="Evaluation", sections=[Section(title="Best ten")])
-    )
+    report.write_page("memory://reports/page.html", Page(title="Evaluation", sections=[Section(title="Best ten")]))
     html = fsspec.filesystem("memory").cat("/reports/page.html").decode()
     assert Reader(html).texts["h2"] == ["Best ten"]
 

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ SETTINGS = [
     SearchConfig(beam_width=4, num_captions=4, max_tokens=5, diversity_groups=2),
     SearchConfig(beam_width=4, num_captions=3, max_tokens=4, diversity_groups=4, diversity_strength=2.0),
     SearchConfig(beam_width=6, num_captions=6, max_tokens=4, diversity_groups=3, length_penalty=0.5),
+    SearchConfig(beam_width=6, num_captions=6, max_tokens=5, diversity_groups=2, diversity_strength=6.0),
 ]
 
 
@@ -162,7 +164,7 @@ def test_no_image_affects_another(config: SearchConfig) -> None:
 def counting(length: int) -> dict[int, dict[int, float]]:
     """A chain that says words 4, 5, 6, ... up to a length, with hardly a doubt."""
     line = [BOS, *range(A, A + length), EOS]
-    return {last: {word: 0.99, A: 0.01} for last, word in zip(line, line[1:], strict=False)}
+    return {last: {word: 0.99, A: 0.01} for last, word in pairwise(line)}
 
 
 def test_images_that_end_at_different_times() -> None:
@@ -177,6 +179,26 @@ def test_images_that_are_done_leave_the_batch() -> None:
     chain.search(SearchConfig(beam_width=2, max_tokens=9))
     # The first word needs one row per image. After the second (<eos>) three of four images have gone.
     assert chain.rows == [4, 8, 2, 2, 2]
+
+
+def test_an_image_is_done_when_nothing_can_pass_the_captions_that_are_wanted() -> None:
+    # c and b have ended after the second word at .4 and .3; what began with a is at .3 · .5 then, and goes on.
+    chances = {BOS: {A: 0.3, B: 0.3, C: 0.4}, A: {A: 0.5, B: 0.5}, B: {EOS: 1.0}, C: {EOS: 1.0}}
+    for num_captions, steps in ((1, 2), (2, 2), (3, 3)):
+        chain = Chain.first_order(chances)
+        [found] = chain.search(SearchConfig(beam_width=3, num_captions=num_captions))
+        assert words(found) == [(C,), (B,), (A, B)][:num_captions]
+        assert len(chain.rows) == steps
+
+
+def test_a_tie_that_comes_later_changes_nothing() -> None:
+    # b has ended at .5 when the first image is done; a c ends at .5 as well while the other images go on.
+    tie = {BOS: {A: 0.5, B: 0.5}, A: {C: 1.0}, C: {EOS: 1.0}, B: {EOS: 1.0}}
+    alone = Chain.first_order(tie).search(SearchConfig(beam_width=2, max_tokens=9))
+    others = [counting(5)] * 4
+    chain = Chain.first_order(tie, *others, num_words=12)
+    assert chain.search(SearchConfig(beam_width=2, max_tokens=9))[0] == alone[0]
+    assert words(alone[0]) == [(B,)]
 
 
 def test_a_finished_caption_is_frozen() -> None:

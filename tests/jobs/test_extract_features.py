@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from captionlib.features import open_features
+from captionlib.predictor import Predictor
+from captionlib.transforms import to_pixels
+from jobs.extract_features import main
+
+pytestmark = pytest.mark.usefixtures("ray_of_two_cpus")
+
+
+def test_features_of_images_and_of_their_mirror_images(tmp_path, tiny_checkpoint, capfd):
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(generator.integers(0, 256, (70, 90, 3), np.uint8)).save(source / f"{i}.png")
+    (source / "2.png").write_bytes(b"")
+    arguments = [str(source), str(output), "--model", str(tiny_checkpoint), "--flip"]
+
+    assert main([*arguments, "--images-per-part", "3"]) == 0
+
+    assert "4 encoded + 1 failed = 5 planned" in capfd.readouterr().out
+    plain, flipped = open_features(str(output)), open_features(str(output / "features_flipped"))
+    predictor = Predictor.from_checkpoint(tiny_checkpoint)
+    assert plain.encoder == flipped.encoder
+    assert [path.rpartition("/")[2] for path in plain.paths] == ["0.png", "1.png", "3.png", "4.png"]
+    assert plain.paths == flipped.paths
+    for i, path in enumerate(plain.paths):
+        pixels = to_pixels(Image.open(path), predictor.preprocessing)[np.newaxis]
+        expected, mirrored = predictor.features(pixels), predictor.features(pixels[:, :, ::-1])
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(plain.array[i], expected[0], atol=scale * 2e-3)
+        np.testing.assert_allclose(flipped.array[i], mirrored[0], atol=scale * 2e-3)
+        assert np.abs(expected - mirrored).max() > scale * 0.01
+    rows = pq.read_table(output / "features").to_pylist()
+    assert [row["error"] and row["error"].partition(":")[0] for row in rows] == [None, None, "EmptyFile", None, None]
+    assert rows[2]["features"] is None
+
+    assert main(arguments) == 0
+    assert "Nothing to do" in capfd.readouterr().out
+    assert main(arguments[:-1]) == 2
+    assert "flip is True there and False now" in capfd.readouterr().err
+
+    Image.fromarray(generator.integers(0, 256, (70, 90, 3), np.uint8)).save(source / "2.png")
+    assert main([*arguments, "--retry-errors"]) == 0
+    assert len(open_features(str(output)).paths) == len(open_features(str(output / "features_flipped")).paths) == 5
+
+
+def test_a_network_that_does_not_exist(tmp_path, make_images, capfd):
+    assert main([str(make_images(1)), str(tmp_path / "out"), "--encoder", "efficientnet_lite9"]) == 2
+    assert "efficientnet_lite9" in capfd.readouterr().err
