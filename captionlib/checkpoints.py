@@ -144,6 +144,7 @@ def _fetch(url: str) -> Path:
 
     try:
         fs, root = fsspec.core.url_to_fs(url)
+        fs.invalidate_cache()  # what an earlier look saw may have changed
         names = [os.path.basename(item["name"]) for item in fs.ls(root, detail=True) if item["type"] == "file"]
         names = [name for name in (CONFIG, VOCABULARY, WEIGHTS, CARD) if name in names]
         state = [(name, fs.ukey(f"{root}/{name}")) for name in names]  # of ETags, in an object store

@@ -99,10 +99,15 @@ def open_features(
     """
     import fsspec
 
-    fs, root = fsspec.core.url_to_fs(url)
-    fs.invalidate_cache()  # what an earlier opening saw may have changed
-    files = list_files(fs, root, url)
-    state = [(file, fs.ukey(file)) for file in files]  # by times of modification, or ETags
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+        fs.invalidate_cache()  # what an earlier opening saw may have changed
+        files = list_files(fs, root, url)
+        state = [(file, fs.ukey(file)) for file in files]  # by times of modification, or ETags
+    except ValueError:
+        raise
+    except Exception as error:  # every store has its own for a wrong key or host
+        raise ValueError(f"the features {url} could not be looked at: {error}") from error
     source = cache.digest(url, encoder and to_dict(encoder))
     folder = Path(cache_dir).expanduser() if cache_dir else cache.cache_folder("features")
     target = folder / f"{source}-{cache.digest(state)}"

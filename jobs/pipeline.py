@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -134,7 +134,7 @@ class Pipeline:
     outputs: Mapping[str, PartFiles]
     plan: Plan
 
-    def receipts(self, parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
+    def receipts(self, parts: Sequence[Part]) -> Generator[dict[str, Any]]:
         """Do the parts, and yield a receipt (`schemas.RECEIPT`) for each as it comes in, in any order.
 
         A part whose worker died repeatedly has no receipt. Closing the iterator stops the work.

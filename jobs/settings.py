@@ -53,7 +53,7 @@ class WorkSettings:
     def __post_init__(self) -> None:
         for name in ("images_per_part", "batch_size", "num_actors", "num_cpus", "num_gpus"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 

@@ -146,8 +146,7 @@ class FetchAndDecode:
         refused = [image.error for image in images if image.error and image.error.startswith("PermissionDenied")]
         if len(refused) == len(images) > 1:
             raise Denied(
-                f"none of {len(images)} images may be read: {refused[0]}. Check the credentials, and the permissions of "
-                "the input"
+                f"none of {len(images)} images may be read: {refused[0]}. Check the credentials and the permissions"
             )
         return images
 

@@ -27,11 +27,10 @@ def rows(first, last, *failed, caption="a cat"):
 @pytest.fixture(params=["local", "memory"])
 def files(request, tmp_path):
     if request.param == "local":
-        return PartFiles(Folder.of(str(tmp_path / "captions")), "captions")
-    folder = Folder.of(f"memory://{tmp_path.name}/captions")
-    yield_files = PartFiles(folder, "captions")
-    request.addfinalizer(lambda: fsspec.filesystem("memory").store.clear())
-    return yield_files
+        yield PartFiles(Folder.of(str(tmp_path / "captions")), "captions")
+    else:
+        yield PartFiles(Folder.of(f"memory://{tmp_path.name}/captions"), "captions")
+        fsspec.filesystem("memory").store.clear()
 
 
 def write(files, *parts):

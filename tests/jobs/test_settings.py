@@ -58,7 +58,7 @@ def test_a_settings_file(tmp_path, suffix):
         ("inptu: x", "unknown setting 'inptu'; known: address, also"),
         ("search: {methd: greedy}", "unknown setting 'methd'"),
         ("batch_size: 0", "--batch-size must be at least 1, got 0"),
-        ("batch_size: many", "--batch-size must be at least 1, got many"),
+        ("batch_size: many", "batch_size: expected int | None, got 'many'"),
         ("show: many", "show: expected int, got 'many'"),
         ("also: more", "also: expected list, got 'more'"),
         ("[1, 2]", "expected settings by name, got list"),

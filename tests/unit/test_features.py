@@ -329,6 +329,15 @@ def test_in_a_bucket(tmp_path: Path) -> None:
     assert open_features(f"memory://{tmp_path.name}/mine.npy").paths == ["a", "c"]
 
 
+def test_a_bucket_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "isfile", denied)
+    with pytest.raises(ValueError, match="the features memory://x could not be looked at: Access Denied"):
+        open_features("memory://x")
+
+
 def test_the_metadata_can_be_read_by_others(tmp_path: Path) -> None:
     write_job(tmp_path, "a.parquet")
     metadata = pq.read_schema(tmp_path / "a.parquet").metadata

@@ -1,0 +1,50 @@
+"""The checkpoint that ships: whole, small enough to ship, and of use on photos that it has not been trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from captionlib.checkpoints import CARD, check_checkpoint, load_checkpoint, resolve_checkpoint
+from captionlib.predictor import Predictor
+
+PHOTOS = Path(__file__).parents[1] / "photos"
+PEOPLE = {"man", "woman", "person", "boy", "girl", "child", "people"}
+
+
+def test_it_is_whole() -> None:
+    directory = resolve_checkpoint()
+    check_checkpoint(directory)
+    checkpoint = load_checkpoint(directory)
+    assert len(checkpoint.vocabulary) > 1000
+    assert checkpoint.training["scores"]["cider_d"] > 0.45
+    card = (directory / CARD).read_text(encoding="utf-8")
+    assert checkpoint.model.encoder.name in card
+    assert "CIDEr-D" in card
+
+
+def test_it_is_small_enough_to_ship() -> None:
+    size = sum(file.stat().st_size for file in resolve_checkpoint().iterdir())
+    assert size < 25e6
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor.from_checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("photo", "any_of"),
+    [("cat.jpg", {"cat", "dog"}), ("astronaut.jpg", PEOPLE), ("photographer.jpg", PEOPLE)],
+)
+def test_it_sees_what_the_photo_is_of(predictor: Predictor, photo: str, any_of: set[str]) -> None:
+    (captions,) = predictor.caption([PHOTOS / photo])
+    assert any_of & set(captions[0].text.split())
+
+
+def test_its_captions_are_sentences(predictor: Predictor) -> None:
+    captions = [found[0] for found in predictor.caption(sorted(PHOTOS.glob("*.jpg")))]
+    assert all(4 <= caption.num_tokens <= predictor.search.max_tokens for caption in captions)
+    assert all("<" not in caption.text for caption in captions)
+    assert len({caption.text for caption in captions}) == len(captions)
