@@ -214,17 +214,26 @@ def _own_signal_handler() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stderr_only_on_failure() -> Iterator[None]:
-    """Ray's C++ part writes to stderr by itself, past Python's logging: keep it, and show it if the body fails."""
+    """Ray's C++ part writes to stderr by itself, past Python's logging: keep it, and show it if the body fails.
+
+    Raises:
+        PipelineError: the body failed for want of a token.
+    """
     sys.stderr.flush()
     real = os.dup(2)
     with tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             os.dup2(real, 2)
             kept.seek(0)
-            sys.stderr.write(kept.read().decode(errors="replace"))
+            said = kept.read().decode(errors="replace")
+            if "InvalidAuthToken" in said:
+                raise PipelineError(
+                    "the Ray cluster wants a token: set RAY_AUTH_MODE=token, and have its token in ~/.ray/auth_token"
+                ) from error
+            sys.stderr.write(said)
             raise
         finally:
             os.dup2(real, 2)

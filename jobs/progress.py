@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_FOR_A_RATE = 2.0
 
 
 class Progress:
@@ -56,8 +57,8 @@ class Progress:
 
     @property
     def images_per_second(self) -> float | None:
-        """Once warm: between the first part and the last. None before there are two."""
-        if self.first is None or self.images <= self.first[1] or self.last <= self.first[0]:
+        """Once warm: between the first part and the last. None where they are too close together to say."""
+        if self.first is None or self.last - self.first[0] < SECONDS_FOR_A_RATE:
             return None
         return (self.images - self.first[1]) / (self.last - self.first[0])
 

@@ -47,7 +47,8 @@ class Plan:
 
     def __str__(self) -> str:
         what = f"{self.num_actors} model actor" + ("s" if self.num_actors > 1 else "")
-        device = f"{self.actor_gpus:g} GPU" if self.actor_gpus else f"{self.actor_threads} threads"
+        threads = f"{self.actor_threads} thread" + ("s" if self.actor_threads > 1 else "")
+        device = f"{self.actor_gpus:g} GPU" if self.actor_gpus else threads
         return f"{what} with {device} each"
 
 

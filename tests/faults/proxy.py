@@ -68,7 +68,7 @@ class FaultProxy:
         """Faults that were made, by name."""
         self.url = ""
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """One request, with its fault if it drew one."""
         asked = (request.method, request.raw_path.partition("?")[0])
         self.requests[asked] += 1
@@ -153,7 +153,7 @@ def fault_proxy(upstream: str, seed: int = 0) -> Iterator[FaultProxy]:
         thread.join(30)
 
 
-def _reset(request: web.Request, answer: web.StreamResponse | None = None) -> web.StreamResponse:
+def _reset(request: web.BaseRequest, answer: web.StreamResponse | None = None) -> web.StreamResponse:
     """Break the connection with a TCP reset."""
     if request.transport is not None:
         connection = request.transport.get_extra_info("socket")

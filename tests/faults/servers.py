@@ -141,7 +141,7 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on: above those of Ray's workers, below those of outgoing connections."""
+    """Ports that nobody listens on, between those of Ray's workers and those of outgoing connections."""
     found: list[int] = []
     while len(found) < count:
         port = random.SystemRandom().randint(20_000, 31_000)

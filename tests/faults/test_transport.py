@@ -48,10 +48,8 @@ def test_a_bad_network(
     proxy.faults = faults
     began = time.monotonic()
     code, log = run_job(place, OWNER.env(proxy.url), photos, output.url, model, "--no-report", name=name)
-    num_requests = sum(proxy.requests.values())
-    print(
-        f"\n{name}: exit code {code} after {time.monotonic() - began:.0f} s, {num_requests:,} requests, {dict(proxy.done)}"
-    )
+    seconds, num_requests = time.monotonic() - began, sum(proxy.requests.values())
+    print(f"\n{name}: exit code {code} after {seconds:.0f} s, {num_requests:,} requests, {dict(proxy.done)}")
     assert code == 0, log
     assert "Traceback" not in log
     assert sum(proxy.done.values()) > 0.05 * num_requests
