@@ -62,7 +62,9 @@ class Ledger:
         put_off: list[Part] = []
         in_a_row = 0
         for receipt in receipts:
-            part = waiting.pop(IdRange(receipt["first"], receipt["last"]))
+            part = waiting.pop(IdRange(receipt["first"], receipt["last"]), None)
+            if part is None:
+                continue  # Ray did it twice: the same rows, in the same file
             if receipt["status"] == "committed":
                 self._commit(part, receipt)
                 result.made_progress, in_a_row = True, 0

@@ -107,10 +107,12 @@ class Manifest:
             write(waiting)
         return Manifest(self.folder, tuple(files))
 
-    def delete(self) -> None:
-        """Delete the manifest's files, and nothing else."""
-        for here in reversed(self.files):
-            self.folder.delete(_name(here))
+
+def delete_manifest(folder: Folder) -> None:
+    """Delete a manifest's files, whole or not, and nothing else."""
+    for name in folder.names():
+        if _FILE.fullmatch(name):
+            folder.delete(name)
 
 
 def _name(ids: IdRange) -> str:

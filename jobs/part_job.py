@@ -25,7 +25,7 @@ from jobs.ledger import Ledger, Stopped
 from jobs.manifest import Manifest
 from jobs.outputs import Counts, PartFiles
 from jobs.pipeline import Pipeline, PipelineError, RaySession
-from jobs.prepare import for_record, list_inputs, local_roots, open_output, reserved, without_password
+from jobs.prepare import check_inputs, for_record, list_inputs, local_roots, open_output, reserved, without_password
 from jobs.progress import Progress, format_seconds
 from jobs.ranges import IdRange, cut, subtract, total
 from jobs.resources import Plan, plan
@@ -94,8 +94,9 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
     output = Folder.of(settings.output)
     outputs = {name: PartFiles(output / name, name) for name in job.folders}
     main = outputs[job.folders[-1]]
+    check_inputs(settings.inputs)
     with reserved(output):
-        stored = open_output(output, outputs, job.identity, overwrite=settings.overwrite)
+        stored = open_output(output, outputs, job.kind, job.identity, overwrite=settings.overwrite)
         manifest = list_inputs(settings.inputs, output)
         planned = [IdRange(0, manifest.num_images - 1)]
         todo = subtract(planned, main.finished())

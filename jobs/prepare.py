@@ -16,7 +16,7 @@ from captionlib.config import to_dict
 from jobs import record
 from jobs.fetch import Denied, TransportFault, is_local
 from jobs.listing import list_images
-from jobs.manifest import Manifest
+from jobs.manifest import ROWS_PER_GROUP, Manifest, delete_manifest
 from jobs.outputs import PartFiles
 from jobs.settings import PartSettings
 from jobs.storage import Folder
@@ -44,26 +44,46 @@ def reserved(output: Folder) -> Iterator[None]:
         yield
 
 
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Find an image in the inputs, before anything that is there is touched.
+
+    Raises:
+        ValueError: an input does not exist or cannot be listed, or they hold no images.
+    """
+    try:
+        found = [next(iter(list_images([text])), None) for text in inputs]
+    except (Denied, TransportFault, OSError) as error:
+        raise ValueError(f"the input {' '.join(inputs)} cannot be listed: {error}") from error
+    if not any(found):
+        raise ValueError(
+            f"there are no images in {' '.join(inputs)}: files that end as images do are looked for, in all folders "
+            "that are not hidden"
+        )
+
+
 def open_output(
-    output: Folder, outputs: Mapping[str, PartFiles], identity: Mapping[str, Any], *, overwrite: bool
+    output: Folder, outputs: Mapping[str, PartFiles], kind: str, identity: Mapping[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
     """The record of an output that may be added to, which is cleaned of what an interrupted run left.
 
     Args:
         outputs: the last one's files say what is finished.
+        kind: of the job.
         identity: whatever decides the rows: an output never mixes two.
 
     Raises:
-        ValueError: it was made with other settings, or parts of it are missing.
+        ValueError: it is another job's, or was made with other settings, or parts of it are missing.
     """
+    stored = record.read_record(output)
+    if stored.get("job", kind) != kind:
+        raise ValueError(f"{output.url} is the output of another job, {stored['job']}: choose another folder")
     if overwrite:
         for files in reversed(list(outputs.values())):
             files.delete()
-        Manifest.open(output / "manifest").delete()
+        delete_manifest(output / "manifest")
         output.delete(record.NAME)
         output.delete("report.html")
         return {}
-    stored = record.read_record(output)
     there = stored.get("identity")
     if there is not None:
         different = record.differences(there, identity)
@@ -93,27 +113,17 @@ def list_inputs(inputs: Sequence[str], output: Folder) -> Manifest:
     """The manifest of an output, with what is new in the inputs.
 
     Raises:
-        ValueError: an input cannot be listed, or they hold no images.
+        ValueError: an input cannot be listed.
     """
-    manifest = Manifest.open(output / "manifest")
-    seen = 0
 
-    def note(count: int) -> None:
-        nonlocal seen
-        seen = count
-        if count >= 100_000 and count % 100_000 < 10_000:
-            print(f"listed {count:,} images", file=sys.stderr, flush=True)
+    def note(seen: int) -> None:
+        if seen >= 100_000 and seen % 100_000 < ROWS_PER_GROUP:
+            print(f"listed {seen:,} images", file=sys.stderr, flush=True)
 
     try:
-        listed = manifest.append(list_images(inputs), note)
+        return Manifest.open(output / "manifest").append(list_images(inputs), note)
     except (Denied, TransportFault) as error:
         raise ValueError(f"the input {' '.join(inputs)} cannot be listed: {error}") from error
-    if not seen:
-        raise ValueError(
-            f"there are no images in {' '.join(inputs)}: files with the ending of an image are looked for, "
-            "in all folders that are not hidden"
-        )
-    return listed
 
 
 def local_roots(inputs: Sequence[str]) -> tuple[str, ...]:

@@ -62,6 +62,6 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any], where: str =
         old, new = there.get(key), asked.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{where}{key}.")
-        elif old != new:
+        elif json.dumps(old) != json.dumps(new):  # as JSON has them: a tuple is stored as a list
             found.append(f"{where}{key} is {old} there and {new} now")
     return found

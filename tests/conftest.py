@@ -41,7 +41,9 @@ def _tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             _settle_batch_norm(encoder)
     model = ModelConfig(encoder=encoder_config, decoder=decoder_config)
     directory = tmp_path_factory.mktemp("checkpoint")
-    save_checkpoint(directory, Captioner(encoder, decoder), model, vocabulary, search=SearchConfig(min_tokens=2, max_tokens=8))
+    save_checkpoint(
+        directory, Captioner(encoder, decoder), model, vocabulary, search=SearchConfig(min_tokens=2, max_tokens=8)
+    )
     return directory
 
 

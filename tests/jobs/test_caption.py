@@ -28,7 +28,7 @@ def test_captions_are_those_of_the_predictor(tmp_path, tiny_checkpoint, capfd):
     source.mkdir()
     for photo in PHOTOS.glob("*.jpg"):
         (source / photo.name).write_bytes(photo.read_bytes())
-    (source / "[red]broken[/red].jpg").write_bytes(b"")
+    (source / "[red]broken[red].jpg").write_bytes(b"")
     arguments = [str(source), str(output), "--model", str(tiny_checkpoint), "--show", "3", "--images-per-part", "2"]
 
     assert main([*arguments, "--num-actors", "2"]) == 0

@@ -90,3 +90,9 @@ def test_an_output_that_only_another_machine_sees(tmp_path):
     book = ledger(tmp_path, files=PartFiles)
     with pytest.raises(Stopped, match="does not see what n wrote to .*a folder that all machines share"):
         book.follow(parts((0, 9)), iter([receipt(0, 9)]))
+
+
+def test_a_part_that_was_done_twice_counts_once(tmp_path):
+    book = ledger(tmp_path)
+    book.follow(parts((0, 9)), iter([receipt(0, 9), receipt(0, 9)]))
+    assert book.progress.images == 10

@@ -67,7 +67,7 @@ def arguments(dataset: Path, *more: str) -> list[str]:
     return [
         *(str(dataset / "features"), str(dataset / "run")),
         *("--data.kind", "csv", "--data.captions-file", str(dataset / "captions.csv")),
-        *("--training.min-count", "1", "--training.images-per-step", "6", "--training.epochs", "3"),
+        *("--training.min-count", "1", "--training.images-per-step", "6", "--training.epochs", "12"),
         *("--training.optimizer.learning-rate", "0.01", "--decoder.dropout", "0"),
         *("--decoder.hidden-dim", "32", "--decoder.embedding-dim", "16", "--decoder.attention-dim", "16"),
         *("--decoder.projection-dim", "32"),
@@ -80,7 +80,7 @@ def test_it_learns_exports_and_is_finished(
 ) -> None:
     assert main(arguments(dataset, "--cpus-per-worker", "1")) == 0
     history = json.loads((dataset / "run" / "metrics.json").read_text())
-    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert [row["epoch"] for row in history] == list(range(1, 13))
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert history[-1]["cider_d"] > 1.0  # the kinds are easily told apart
 

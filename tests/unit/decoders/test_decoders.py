@@ -11,7 +11,7 @@ from torch import Tensor
 from captionlib.captioner import Captioner
 from captionlib.config import SearchConfig
 from captionlib.decoders import DECODER_KINDS, Decoder, build_decoder
-from captionlib.vocabulary import BOS, EOS
+from captionlib.vocabulary import BOS, EOS, PAD
 from tests.unit.decoders.captions import (
     CAPTIONS,
     CONFIGS,
@@ -181,9 +181,10 @@ def test_captions_are_learnt_by_heart(name: str) -> None:
     decoder = build_decoder(replace(CONFIGS[name], dropout=0.0), FEATURE_DIM, NUM_WORDS)
     captions: list[list[list[int] | None]] = [[[5, 6, 5]], [[9]], [[4, 9, 10, 6]]]
     tokens = pad(captions)
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.03)
+    # A transformer of this size diverges at the LSTMs' learning rate.
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.003 if name == "transformer" else 0.03)
     losses = []
-    for _ in range(60):
+    for _ in range(120):
         output = decoder(features(), tokens)
         loss = F.cross_entropy(output.logits, output.targets)
         optimizer.zero_grad()
@@ -207,20 +208,32 @@ def test_all_parameters_learn(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
 def test_scheduled_sampling_reads_the_models_own_words(name: str) -> None:
     decoder = small_decoder(name)
-    with torch.no_grad():
-        decoder.words.output_bias[7] = 60.0  # type: ignore[union-attr, operator, index]
-    said: list[list[list[int] | None]] = [
-        [None if caption is None else [7] * len(caption) for caption in of_image] for of_image in CAPTIONS
-    ]
-    with torch.no_grad():
-        found = decoder(features(), pad(CAPTIONS), 0.0)
-        expected = decoder(features(), pad(said))
-        given = decoder(features(), pad(CAPTIONS), 1.0)
-    assert torch.equal(found.targets, given.targets)
-    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
-    assert float((found.logits - given.logits).abs().max()) > 1e-3
+    words = decoder.get_submodule("words")
+    words.embedding.weight.mul_(1000)  # so sure of its words that drawing them is no matter of chance
+    words.output_bias[PAD] = -1e9
+
+    def choices(images: Tensor, caption: list[int]) -> list[int]:
+        line, _ = by_forward(decoder, images, pad([[caption]]))
+        return [int(row.argmax()) for _, row in line[0]]
+
+    said: list[list[list[int] | None]] = []
+    for image, of_image in zip(features().split(1), CAPTIONS, strict=True):
+        said.append([])
+        for caption in of_image:
+            own = None if caption is None else list(caption)
+            if own is not None and name == "transformer":  # what it says after each of the given words
+                own = choices(image, own)[:-1]
+            elif own is not None:  # what it says after its own words
+                for place in range(len(own)):
+                    own[place] = choices(image, own)[place]
+            said[-1].append(own)
+    assert said != CAPTIONS
+    found = decoder(features(), pad(CAPTIONS), 0.0)
+    assert torch.equal(found.targets, decoder(features(), pad(CAPTIONS)).targets)
+    torch.testing.assert_close(found.logits, decoder(features(), pad(said)).logits, atol=1e-2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -237,5 +237,6 @@ def test_the_public_names() -> None:
         "render_page",
         "thumbnail_jpeg",
         "training_page",
+        "write_bytes",
         "write_page",
     ]
