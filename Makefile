@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 EXTRAS ?= dev
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo check format test test-parity clean
+.PHONY: help env demo check format test test-parity test-faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test: env ## all tests but the slow ones
 
 test-parity: env ## equality with independent implementations (needs Java)
 	$(BIN)/python -m pytest -m parity
+
+test-faults: env ## kill, starve and mislead the jobs on a real S3 server and a cluster (long)
+	$(BIN)/python -m pytest -m slow tests/faults
 
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) .demo build dist *.egg-info

@@ -9,6 +9,7 @@ import fsspec
 
 from captionlib.config import to_dict
 from jobs.pipeline import RaySession
+from jobs.record import differences
 from jobs.train_data import Prepared
 from jobs.train_settings import TrainSettings
 
@@ -29,13 +30,12 @@ def check_run(settings: TrainSettings) -> bool:
         ValueError: what differs, or why it can't be written.
     """
     mine = {name: value for name, value in to_dict(settings).items() if name not in _MAY_DIFFER}
-    mine = json.loads(json.dumps(mine))  # tuples become lists, as in the file
     fs, root = fsspec.core.url_to_fs("/".join(settings.storage()))
     path = f"{root}/{_SETTINGS_FILE}"
     try:
         if fs.exists(path):
             with fs.open(path, "r") as stream:
-                differing = _differences(json.load(stream), mine)
+                differing = differences(json.load(stream), mine)
             if differing:
                 raise ValueError(
                     f"{settings.run} holds a run of other settings ({'; '.join(differing[:3])}): "
@@ -105,14 +105,3 @@ def _cpus_per_worker(settings: TrainSettings, node_cpus: list[float]) -> int:
             "lower --num-workers or --cpus-per-worker"
         )
     return each
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} was {old!r} and is {new!r}")
-    return found

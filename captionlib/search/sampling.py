@@ -33,7 +33,7 @@ class Sampling:
     def choose(self, log_probs: Tensor, rows: Rows, position: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """Log-probabilities (B, 1 or K, V) → parents, words and log-probabilities of the new rows, each (B, K)."""
         chances = truncate(log_probs / self.config.temperature, self.config.top_k, self.config.top_p)
-        cumulative = chances.double().cumsum(dim=-1)
+        cumulative = chances.cumsum(dim=-1, dtype=torch.float64)
         uniform = self.uniform[rows.images, :, position]  # (B, K)
         # Before the first word an image has one row, and all its numbers point there.
         threshold = uniform.unflatten(1, (rows.width, -1)) * cumulative[..., -1:]  # (B, rows, K / rows)

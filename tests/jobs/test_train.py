@@ -96,7 +96,7 @@ def test_it_learns_exports_and_is_finished(
     assert "Nothing to do" in capsys.readouterr().out
 
     assert main(arguments(dataset, "--training.label-smoothing", "0.2")) == 2
-    assert "training.label_smoothing was 0.1 and is 0.2" in capsys.readouterr().err
+    assert "training.label_smoothing is 0.1 there and 0.2 now" in capsys.readouterr().err
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
