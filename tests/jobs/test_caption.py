@@ -124,6 +124,8 @@ def test_an_interrupted_job_says_what_to_do(tmp_path, tiny_checkpoint, make_imag
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A test suite in the background of a shell inherits that SIGINT is ignored; a person's terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         cwd=Path(__file__).parents[2],
         env={**os.environ, "RAY_TMPDIR": "/tmp"},
     )
