@@ -89,8 +89,7 @@ def test_setup_installs_with_the_pinned_versions_and_rays_job_server(cluster: di
         assert commands[-1].startswith("cd ~/captionlib && ~/.local/bin/uv pip install")
         words = shlex.split(commands[-1])
         assert words[words.index("-c") + 1] == ".constraints.txt"
-        assert "ray[default]" in words
-    assert ".[cpu,train]" in words
+        assert ".[cpu,train,cluster]" in words
 
 
 def test_aws_accepts_the_machines() -> None:
