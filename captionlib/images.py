@@ -145,7 +145,7 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
             # Pillow turns a TIFF while it loads it, and then reports no orientation.
             width, height = image.size
         orientation = _orientation(image)
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
         if orientation in _TURNS:
             rgb = rgb.transpose(_TURNS[orientation])
     except ImageDecodeError:
@@ -211,7 +211,8 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in _TURNS else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB: transparency lies on white, 16-bit and float channels are scaled to 8 bits."""
     if image.mode.startswith("I;16"):
         to_8_bit = np.round(np.linspace(0, 255, 2**16)).astype(np.uint8)
         return Image.fromarray(to_8_bit[np.asarray(image)]).convert("RGB")

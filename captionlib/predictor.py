@@ -20,8 +20,7 @@ from captionlib.checkpoints import Checkpoint, load_checkpoint, load_weights, re
 from captionlib.config import SearchConfig
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder
-from captionlib.images import _to_rgb as to_rgb
-from captionlib.images import decode_image
+from captionlib.images import decode_image, to_rgb
 from captionlib.runtime import EncoderEngine, EngineKind, build_engine
 from captionlib.search import Hypothesis
 from captionlib.text import detokenize

@@ -21,9 +21,6 @@ T = TypeVar("T")
 # How --help reads: INPUT and OUTPUT by name, no --no-overwrite.
 _LOOKS = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff)
 
-# How --help reads: INPUT and OUTPUT by name, no --no-overwrite.
-_LOOKS = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff)
-
 DEFAULT_MODEL = str(Path(__file__).resolve().parent.parent / "captionlib" / "pretrained" / "default")
 """The checkpoint that comes with the project."""
 
