@@ -11,43 +11,42 @@ The same command started again goes on where the run stopped.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from jobs.settings import parse
 from jobs.train_settings import TrainSettings
 
-_PROG = "python -m jobs.train"
+PROG = "python -m jobs.train"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    settings = parse(TrainSettings, argv, prog=_PROG, description=__doc__ or "")
-    try:
-        return train(settings)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"{_PROG}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            f"\n{_PROG}: stopped. Finished epochs are kept in {settings.run}; the same command goes on from there",
-            file=sys.stderr,
-        )
-        return 130
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 1 stopped on the way, 2 a faulty request, 130 interrupted."""
+    settings = parse(TrainSettings, argv, prog=PROG, description=__doc__ or "").resolved()
+    from jobs.part_job import guarded
+
+    return guarded(PROG, lambda: train(settings))
 
 
 def train(settings: TrainSettings) -> int:
-    """Check everything that can be known, train on Ray, and export the best epoch; the exit status."""
+    """Check everything that can be known, train on Ray, and export the best epoch; the exit code.
+
+    Raises:
+        ValueError: something is wrong with the settings, the input, or the run's folder.
+        jobs.ledger.Stopped: it was started and has not come to its end.
+    """
     from jobs.train_data import prepare
-    from jobs.train_export import export_best
+    from jobs.train_export import export_best, find_encoder
+    from jobs.train_report import RunReport
     from jobs.train_run import BEST, check_run, fit
 
     prepared = prepare(settings)
-    if check_run(settings):
-        directory = "/".join((*settings.storage(), BEST))
-        print(f"Nothing to do: the run is finished, its best checkpoint is {directory}")
+    encoder = find_encoder(prepared)
+    if check_run(settings, prepared):
+        print(f"Nothing to do: the run is finished, its best checkpoint is {settings.run}/{BEST}")
         return 0
     print(prepared.summary(), file=sys.stderr, flush=True)
-    result = fit(settings, prepared)
-    directory = export_best(settings, prepared, result)
+    report = RunReport(prepared)
+    directory = export_best(prepared, encoder, fit(settings, prepared, report.write), report)
     print(f"The best epoch's checkpoint: {directory}")
     print(f"To caption with it: python -m jobs.caption PHOTOS OUT --model {directory}")
     return 0

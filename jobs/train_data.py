@@ -1,101 +1,171 @@
-"""From features and captions to the numbers that training works on; all that can be wrong is found here, before Ray."""
+"""From features (or images) and captions to what training works on; all that can be wrong is found here, before Ray."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
+from torch import Tensor
 
-from captionlib.checkpoints import Checkpoint, load_checkpoint
+from captionlib.checkpoints import Checkpoint, load_checkpoint, resolve_checkpoint
 from captionlib.config import EncoderConfig, ModelConfig, to_dict
 from captionlib.datasets import CaptionedImage, read_dataset
 from captionlib.features import FeatureStore, open_features
 from captionlib.text import tokenize
+from captionlib.training.selection import build_vocabulary, select_captions, select_known
 from captionlib.vocabulary import Vocabulary
+from jobs.storage import Folder
 from jobs.train_settings import TrainSettings
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split's images, matched with their features."""
+    """One split's images and their captions."""
 
-    names: list[str]
-    """File names."""
-    rows: np.ndarray
-    """Position of each image in the features."""
+    paths: list[str]
+    """Of the images, as the dataset names them."""
     captions: list[tuple[str, ...]]
     """As people wrote them."""
-    tokens: list[list[list[str]]]
+    tokens: list[list[Sequence[str]]]
+    """The captions that count, per image at least one."""
+
+    @property
+    def names(self) -> list[str]:
+        """File names, for people."""
+        return [os.path.basename(path) for path in self.paths]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the run starts from."""
+    """What the run starts from. Goes to the workers as it is, so that they need not read captions."""
 
     settings: TrainSettings
     encoder: EncoderConfig
     encoder_fingerprint: str | None
-    """None where the features came ready-made."""
+    """None where the features came ready-made, or where the encoder runs in training."""
     vocabulary: Vocabulary
     train: Split
     dev: Split
+    start: dict[str, Tensor] | None
+    """Weights of the captioner to start from."""
+    start_fingerprint: str | None
+    left_out: str
+    """What the caption filter did, for a person; empty where it did nothing."""
 
     @property
     def model(self) -> ModelConfig:
         """The captioner that is trained."""
         return ModelConfig(encoder=self.encoder, decoder=self.settings.decoder)
 
+    def identity(self) -> dict[str, Any]:
+        """What was put in, wherever it lies: runs that differ in it are different runs."""
+        digests = {}
+        for name, split in (("train", self.train), ("dev", self.dev)):
+            text = json.dumps([split.names, split.tokens])
+            digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return {
+            "encoder": to_dict(self.encoder),
+            "encoder_weights": self.encoder_fingerprint,
+            "start_from": self.start_fingerprint,
+            "captions": digests,
+        }
+
     def summary(self) -> str:
         """What is about to be trained, for a person."""
         captions = sum(len(tokens) for tokens in self.train.tokens)
-        decoder = self.settings.decoder
+        decoder, encoder = self.settings.decoder, self.encoder
         kind = f"{decoder.kind} ({decoder.attention})" if decoder.kind == "lstm_attention" else decoder.kind
+        source = "features"
+        if self.settings.from_images:
+            stage = self.settings.encoder.train_from
+            source = (
+                f"images through an encoder trained from {stage} on" if stage else "images through a frozen encoder"
+            )
         return (
-            f"train: {len(self.train.names):,} images, {captions:,} captions; dev: {len(self.dev.names):,} images; "
-            f"vocabulary: {len(self.vocabulary):,} words\n"
-            f"features: {self.encoder.name} {self.encoder.features}, "
-            f"{self.encoder.num_positions} x {self.encoder.feature_dim}; decoder: {kind}"
+            f"train: {len(self.train.paths):,} images, {captions:,} captions{self.left_out}; "
+            f"dev: {len(self.dev.paths):,} images; vocabulary: {len(self.vocabulary):,} words\n"
+            f"{source}: {encoder.name} {encoder.features}, {encoder.num_positions} x {encoder.feature_dim}; "
+            f"decoder: {kind}"
         )
 
 
 def prepare(settings: TrainSettings) -> Prepared:
-    """Read the captions, open the features, match the two.
+    """Read the captions, look at features or images, match the two.
 
     Raises:
         ValueError: a file is missing or wrong, images have no features, the views disagree.
     """
-    store = open_features(settings.features)
-    for url in settings.also_features:
-        check_views(store, open_features(url), url)
-    train = read_split(settings, store, settings.data.train_split)
-    dev = read_split(settings, store, settings.data.dev_split)
-    if settings.start_from is not None:
-        vocabulary = starting_point(settings).vocabulary
+    start = None if settings.start_from is None else _starting_point(settings, settings.start_from)
+    if settings.from_images:
+        encoder, fingerprint = _encoder(settings, start), None
     else:
-        words = (caption for image in train.tokens for caption in image)
-        vocabulary = Vocabulary.build(words, min_count=settings.training.min_count)
-    return Prepared(settings, store.encoder, store.fingerprint, vocabulary, train, dev)
+        store = open_features(settings.source)
+        for url in settings.also_features:
+            _check_views(store, open_features(url), url)
+        encoder, fingerprint = store.encoder, store.fingerprint
+    if start is not None and start.model.encoder != encoder:
+        raise ValueError(
+            f"{settings.start_from} was trained with {start.model.encoder.name} and {settings.source} is of "
+            f"{encoder.name}: a decoder goes on with the encoder that it knows"
+        )
+    train, dev = (_read_split(settings, name) for name in (settings.data.train_split, settings.data.dev_split))
+    for name, split in ((settings.data.train_split, train), (settings.data.dev_split, dev)):
+        if settings.from_images:
+            _check_images(split.paths, name)
+        else:
+            _check_features(store, split.paths, name, settings.source)
+    rules = settings.training.filter
+    tokens = _some_left(select_captions(train.tokens, rules))
+    vocabulary = build_vocabulary(tokens, settings.training) if start is None else start.vocabulary
+    tokens = _some_left(select_known(tokens, vocabulary, rules))
+    train, left_out = _keep(train, tokens)
+    return Prepared(
+        settings,
+        encoder,
+        fingerprint,
+        vocabulary,
+        train,
+        dev,
+        None if start is None else start.weights,
+        None if start is None else start.fingerprint,
+        left_out,
+    )
 
 
-def starting_point(settings: TrainSettings) -> Checkpoint:
-    """The checkpoint to start from.
-
-    Raises:
-        ValueError: its decoder is another one than the settings ask for.
-    """
-    assert settings.start_from is not None
-    checkpoint = load_checkpoint(settings.start_from)
+def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
+    checkpoint = load_checkpoint(resolve_checkpoint(source))
     if checkpoint.model.decoder != settings.decoder:
         theirs, ours = to_dict(checkpoint.model.decoder), to_dict(settings.decoder)
         differing = [
             f"decoder.{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in ours if ours[key] != theirs[key]
         ]
-        raise ValueError(f"{settings.start_from} cannot be started from: {'; '.join(differing)}")
+        raise ValueError(f"{source} cannot be started from: {'; '.join(differing)}")
     return checkpoint
 
 
-def check_views(store: FeatureStore, other: FeatureStore, url: str) -> None:
+def _encoder(settings: TrainSettings, start: Checkpoint | None) -> EncoderConfig:
+    """The encoder that runs in training; the stage that it is trained from exists, and so do its weights."""
+    from captionlib.encoders import build_encoder, describe_encoder
+
+    asked = settings.encoder
+    if start is None:
+        config = describe_encoder(asked.kind, asked.name or "efficientnet_lite0", asked.features)
+    else:
+        config = start.model.encoder
+        if config.kind == "vectors":
+            raise ValueError(f"{settings.start_from} was trained on ready-made features and has no encoder for images")
+        if asked.name is not None and asked.name != config.name:
+            raise ValueError(f"{settings.start_from} has the encoder {config.name}, and {asked.name} was asked for")
+    build_encoder(config, pretrained=start is None).freeze_before(asked.train_from)
+    return config
+
+
+def _check_views(store: FeatureStore, other: FeatureStore, url: str) -> None:
     """Two views must show the same images in the same order through the same encoder."""
     if other.fingerprint != store.fingerprint or other.encoder != store.encoder:
         raise ValueError(f"{url} was made by another encoder ({other.encoder.name}) than the first features")
@@ -103,31 +173,73 @@ def check_views(store: FeatureStore, other: FeatureStore, url: str) -> None:
         raise ValueError(f"{url} does not hold the same images as the first features")
 
 
-def read_split(settings: TrainSettings, store: FeatureStore, split: str) -> Split:
-    """One split's captions and where its images' features are."""
-    data = settings.data
-    images = read_dataset(data.kind, data.root, split=split, captions_file=data.captions_file)
-    if not images:
-        raise ValueError(f"the split {split!r} of {data.root or data.captions_file} holds no images")
-    index = store.index_by_name()
-    names = [os.path.basename(image.path) for image in images]
-    missing = [name for name in names if name not in index]
+def _check_features(store: FeatureStore, paths: Sequence[str], split: str, source: str) -> None:
+    try:
+        store.positions(paths)
+    except ValueError as error:
+        raise ValueError(f"the split {split!r}, in {source}: {error}; extract the features of all images") from error
+
+
+def _check_images(paths: Sequence[str], split: str) -> None:
+    by_folder = defaultdict(list)
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        by_folder[folder or "."].append(name)
+    missing = []
+    for folder, names in by_folder.items():
+        there = set(Folder.of(folder).names())
+        missing += [f"{folder}/{name}" for name in names if name not in there]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(names)} images of the split {split!r} have no features in {settings.features}, "
-            f"among them {', '.join(missing[:3])}: extract the features of all images first"
+            f"{len(missing)} of {len(paths)} images of the split {split!r} do not exist, among them "
+            f"{', '.join(missing[:3])}: give the folder of the images as the first argument"
         )
+
+
+def _read_split(settings: TrainSettings, name: str) -> Split:
+    """One split's captions."""
+    data = settings.data
+    images = read_dataset(
+        data.kind,
+        data.root,
+        split=name,
+        captions_file=data.captions_file,
+        images_root=settings.source if settings.from_images else None,
+    )
+    if not images:
+        raise ValueError(f"the split {name!r} of {data.root or data.captions_file} holds no images")
     return Split(
-        names=names,
-        rows=np.array([index[name] for name in names]),
+        paths=[image.path for image in images],
         captions=[image.captions for image in images],
         tokens=[_tokens(image) for image in images],
     )
 
 
-def _tokens(image: CaptionedImage) -> list[list[str]]:
-    tokens = [tokenize(caption) for caption in image.captions]
+def _tokens(image: CaptionedImage) -> list[Sequence[str]]:
+    tokens: list[Sequence[str]] = [tokenize(caption) for caption in image.captions]
     worded = [caption for caption in tokens if caption]
     if not worded:
         raise ValueError(f"no caption of {image.path} has a word in it: {image.captions[:2]}")
     return worded
+
+
+def _some_left(tokens: list[list[Sequence[str]]]) -> list[list[Sequence[str]]]:
+    if not any(tokens):
+        raise ValueError("the caption filter (--training.filter) leaves no caption: widen it")
+    return tokens
+
+
+def _keep(split: Split, tokens: list[list[Sequence[str]]]) -> tuple[Split, str]:
+    """The images that have captions left, and a note on what has gone."""
+    kept = [i for i, of_image in enumerate(tokens) if of_image]
+    gone = sum(map(len, split.tokens)) - sum(map(len, tokens))
+    if not gone:
+        return split, ""
+    images = len(split.paths) - len(kept)
+    split = replace(
+        split,
+        paths=[split.paths[i] for i in kept],
+        captions=[split.captions[i] for i in kept],
+        tokens=[tokens[i] for i in kept],
+    )
+    return split, f" (the filter left out {gone:,} captions and all of {images:,} images)"

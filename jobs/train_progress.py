@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -34,12 +35,20 @@ class Board:
 
 
 class TrainProgress:
-    """Prints a run's progress for as long as the `with` lasts. `board` is the actor handle for the workers."""
+    """Prints a run's progress for as long as the `with` lasts. `board` is the actor handle for the workers.
 
-    def __init__(self) -> None:
+    Args:
+        keep: called with the rows of all finished epochs, when there is one more.
+    """
+
+    def __init__(self, keep: Callable[[list[dict[str, Any]]], None]) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.board = ray.remote(num_cpus=0)(Board).remote()
+        # On this machine, since others may be lost.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+        self._keep = keep
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._bar: Any = None
@@ -75,6 +84,8 @@ class TrainProgress:
     def _show(self, event: dict[str, Any]) -> None:
         if "text" in event:
             self._say(event["text"])
+            if "history" in event:
+                self._keep(event["history"])
             return
         text = f"loss {event['loss']:.3f}, {event['captions_per_second']:,.0f} captions/s"
         left = format_seconds(event["seconds_left"]) + " left"

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
-import fsspec
-
 from captionlib.config import to_dict
-from jobs.pipeline import RaySession
+from jobs.fetch import filesystem
+from jobs.ledger import Stopped
+from jobs.pipeline import PipelineError, RaySession
 from jobs.record import differences
+from jobs.storage import Folder
 from jobs.train_data import Prepared
 from jobs.train_settings import TrainSettings
 
 BEST = "best"
 """The folder of the exported checkpoint, in the run's folder; written when the run is finished."""
 _SETTINGS_FILE = "settings.json"
-# What may differ between a run and its resumption: it changes where the work is done, not what is learnt.
-_MAY_DIFFER = ("address", "num_workers", "cpus_per_worker", "use_gpu", "max_failures", "run", "config")
+# What may differ between a run and its resumption: it changes where the work is done, not what is learnt. What lies
+# where is among these: `Prepared.identity` says what it is.
+_MAY_DIFFER = {
+    *("address", "num_workers", "min_workers", "cpus_per_worker", "use_gpu", "max_failures", "checkpoint_minutes"),
+    *("run", "config", "source", "also_features", "start_from"),
+}
+_DATA_MAY_DIFFER = {"root", "captions_file"}
 
 
-def check_run(settings: TrainSettings) -> bool:
+def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
     """The run's folder can be written, and holds no run of other settings; its settings are stored there.
 
     Returns:
@@ -30,63 +38,118 @@ def check_run(settings: TrainSettings) -> bool:
         ValueError: what differs, or why it can't be written.
     """
     mine = {name: value for name, value in to_dict(settings).items() if name not in _MAY_DIFFER}
-    fs, root = fsspec.core.url_to_fs("/".join(settings.storage()))
-    path = f"{root}/{_SETTINGS_FILE}"
+    mine["data"] = {name: value for name, value in mine["data"].items() if name not in _DATA_MAY_DIFFER}
+    mine["views"] = 1 + len(settings.also_features)
+    mine["input"] = prepared.identity()
+    folder = Folder.of(settings.run)
     try:
-        if fs.exists(path):
-            with fs.open(path, "r") as stream:
-                differing = differences(json.load(stream), mine)
+        if folder.exists(_SETTINGS_FILE):
+            differing = differences(json.loads(folder.read(_SETTINGS_FILE)), mine)
             if differing:
                 raise ValueError(
                     f"{settings.run} holds a run of other settings ({'; '.join(differing[:3])}): "
                     "train into another folder, or delete that one"
                 )
-            return bool(fs.exists(f"{root}/{BEST}/config.json"))
-        fs.makedirs(root, exist_ok=True)
-        with fs.open(path, "w") as stream:
-            json.dump(mine, stream, indent=2)
+            return (folder / BEST).exists("config.json")
+        folder.check_writable()
+        folder.write(_SETTINGS_FILE, json.dumps(mine, indent=2).encode())
         return False
     except OSError as error:
         raise ValueError(f"the run's folder {settings.run} cannot be written: {error}") from error
 
 
-def fit(settings: TrainSettings, prepared: Prepared) -> Any:
+def fit(settings: TrainSettings, prepared: Prepared, keep: Callable[[list[dict[str, Any]]], None]) -> Any:
     """Train on the cluster; Ray Train's result.
 
+    Args:
+        keep: called with the rows of all finished epochs, when there is one more.
+
     Raises:
-        ValueError: the cluster has not the resources, or a worker found fault with data or loss.
+        ValueError: the cluster has not the resources.
+        Stopped: a worker found fault with data or loss, or workers failed too often.
     """
-    with RaySession(settings.address) as session:
-        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+    try:
+        with RaySession(settings.address) as session:
+            cpus = _cpus_per_worker(settings, [node.cpus for node in session.nodes()])
+            return _fit(settings, prepared, cpus, keep)
+    except PipelineError as error:
+        raise Stopped(str(error)) from error
 
-        from jobs.train_loop import train_worker
-        from jobs.train_progress import TrainProgress
 
-        cpus = _cpus_per_worker(settings, [node.cpus for node in session.nodes()])
-        storage, name = settings.storage()
-        with TrainProgress() as progress:
-            trainer = TorchTrainer(
-                train_worker,
-                train_loop_config={
-                    "settings": settings,
-                    "vocabulary": prepared.vocabulary.words,
-                    "cpus_per_worker": cpus,
-                    "board": progress.board,
-                },
-                scaling_config=ScalingConfig(
-                    num_workers=settings.num_workers,
-                    use_gpu=settings.use_gpu,
-                    resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
-                ),
-                run_config=RunConfig(
-                    name=name,
-                    storage_path=storage,
-                    checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="score"),
-                    failure_config=FailureConfig(max_failures=settings.max_failures),
-                ),
-            )
-            return trainer.fit()
+def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[[list[dict[str, Any]]], None]) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+    from jobs.train_loop import train_worker
+    from jobs.train_progress import TrainProgress
+    from jobs.train_state import SCORE
+
+    elastic = None if settings.min_workers is None else (settings.min_workers, settings.num_workers)
+    with TrainProgress(keep) as progress:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"prepared": prepared, "cpus_per_worker": cpus, "board": progress.board},
+            scaling_config=ScalingConfig(
+                num_workers=elastic or settings.num_workers,
+                use_gpu=settings.use_gpu,
+                resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
+            ),
+            run_config=RunConfig(
+                **_storage(settings),
+                # The best; Ray keeps the newest as well.
+                checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
+                failure_config=FailureConfig(max_failures=settings.max_failures),
+            ),
+        )
+        try:
+            result = _interruptible(trainer.fit)
+        except TrainingFailedError as error:
+            causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+            last_line = (str(causes[0]).strip().splitlines() or [type(causes[0]).__name__])[-1]
+            raise Stopped(
+                f"gave up after {settings.max_failures} restarts: {last_line}. The same command goes on from the "
+                f"last checkpoint in {settings.run}"
+            ) from error
+    if result.return_value is not None:
+        raise Stopped(result.return_value)
+    return result
+
+
+def _interruptible(fit: Callable[[], Any]) -> Any:
+    """Call from a thread: in the main one, Ray Train would take over Ctrl-C, and end as if all were well."""
+    outcome: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(fit())
+        except BaseException as error:  # for whoever waits, who raises it
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+def _storage(settings: TrainSettings) -> dict[str, Any]:
+    """Where Ray Train keeps the run. Behind a URL, through the file interface that the rest of the project uses."""
+    parent, _, name = settings.run.rpartition("/")
+    folder = Folder.of(settings.run)
+    if folder.is_local:
+        return {"storage_path": parent or "/", "name": name}
+    import pyarrow.fs
+
+    handler = pyarrow.fs.FSSpecHandler(filesystem(settings.run))
+    return {
+        "storage_path": parent.partition("://")[2],
+        "name": name,
+        "storage_filesystem": pyarrow.fs.PyFileSystem(handler),
+    }
 
 
 def _cpus_per_worker(settings: TrainSettings, node_cpus: list[float]) -> int:
@@ -99,9 +162,10 @@ def _cpus_per_worker(settings: TrainSettings, node_cpus: list[float]) -> int:
             each = min(each, max(1, int(max(node_cpus))))
     room = sum(int(cpus // each) for cpus in node_cpus)
     # A cluster that can grow may yet find room; one machine can't.
-    if settings.address is None and room < settings.num_workers:
+    wanted = settings.min_workers or settings.num_workers
+    if settings.address is None and room < wanted:
         raise ValueError(
-            f"{settings.num_workers} workers of {each} CPUs do not fit this machine's {sum(node_cpus):g} CPUs: "
+            f"{wanted} workers of {each} CPUs do not fit this machine's {sum(node_cpus):g} CPUs: "
             "lower --num-workers or --cpus-per-worker"
         )
     return each

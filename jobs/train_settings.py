@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ import tyro
 
 from captionlib.config import DecoderConfig, SearchConfig
 from captionlib.training.settings import TrainingSettings
+from jobs.storage import Folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +28,38 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """The encoder of `--from-images`. With `--start-from`, it is that checkpoint's."""
+
+    kind: Literal["efficientnet_lite", "torchvision", "timm"] = "efficientnet_lite"
+    """The library."""
+    name: str | None = None
+    """The network, by its name in its library; default: efficientnet_lite0, or the checkpoint's."""
+    features: Literal["grid", "pooled", "logits"] = "grid"
+    """Which of its outputs."""
+    train_from: str | None = None
+    """The stage from which on it is trained, such as blocks.12 or layer4; default: all of it stays as it is."""
+    augment: bool = True
+    """Show random crops, mirrored or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Train a caption decoder on features, data-parallel on Ray Train."""
 
-    features: Annotated[str, tyro.conf.Positional]
-    """What jobs.extract_features wrote, of both the train and the dev images."""
+    source: Annotated[str, tyro.conf.Positional]
+    """What jobs.extract_features wrote, of both the train and the dev images; with --from-images, the folder or
+    URL of the images themselves."""
     run: Annotated[str, tyro.conf.Positional]
     """Folder or URL of the run: checkpoints, metrics, and the best one ready for jobs.caption. A folder that
     already holds a run of the same settings is gone on with."""
     also_features: tuple[str, ...] = ()
     """Further features of the same images, such as mirrored ones; each step takes one or the other."""
+    from_images: bool = False
+    """Run the encoder in every step, on images as they are or augmented; it may be trained, too."""
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
     start_from: str | None = None
-    """A checkpoint whose decoder and words to start from, such as another run's `best`."""
+    """A checkpoint whose decoder and words to start from, such as another run's `best`, or `default`."""
     data: DataSettings = field(default_factory=DataSettings)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -47,6 +67,8 @@ class TrainSettings:
     """How dev images are captioned after each epoch, and the default of the exported checkpoint."""
     num_workers: int = 1
     """Processes that share each step."""
+    min_workers: int | None = None
+    """Go on with as few as this many while there is no room for more; default: wait for all of them."""
     cpus_per_worker: int | None = None
     """Default: the cluster's CPUs divided by the workers."""
     use_gpu: bool = False
@@ -55,15 +77,39 @@ class TrainSettings:
     """A running Ray cluster (`auto`, or host:port); default: Ray is started on this machine."""
     config: Path | None = None
     """A YAML or TOML file with any of these settings; the command line has the last word."""
+    checkpoint_minutes: float = 10.0
+    """Time between checkpoints within an epoch; there is one at its end, too. 0: only there."""
     max_failures: int = 3
     """Worker failures after which the run gives up; until then it restarts from its last checkpoint."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(
+                f"min_workers must be between 1 and num_workers {self.num_workers}, got {self.min_workers}"
+            )
+        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
+            raise ValueError(f"cpus_per_worker must be at least 1, got {self.cpus_per_worker}")
+        if self.checkpoint_minutes < 0:
+            raise ValueError(f"checkpoint_minutes must not be negative, got {self.checkpoint_minutes}")
+        if self.from_images and self.also_features:
+            raise ValueError("--also-features is for training on features: with --from-images, leave it out")
+        if not self.from_images and self.encoder != EncoderSettings():
+            raise ValueError("the settings of the encoder are for --from-images: features have their own")
 
-    def storage(self) -> tuple[str, str]:
-        """(parent, name) of the run's folder; a local one made absolute."""
-        run = self.run.rstrip("/") if "://" in self.run else os.path.abspath(os.path.expanduser(self.run))
-        parent, name = run.rsplit("/", 1)
-        return parent, name
+    def resolved(self) -> TrainSettings:
+        """The same with absolute paths: workers have another working directory."""
+
+        def absolute(path: str | None) -> str | None:
+            return None if path is None else Folder.of(path).url
+
+        data = replace(self.data, root=absolute(self.data.root), captions_file=absolute(self.data.captions_file))
+        return replace(
+            self,
+            source=Folder.of(self.source).url,
+            run=Folder.of(self.run).url,
+            also_features=tuple(Folder.of(url).url for url in self.also_features),
+            start_from=self.start_from if self.start_from == "default" else absolute(self.start_from),
+            data=data,
+        )

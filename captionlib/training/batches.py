@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captionlib.training.inputs import Inputs
 from captionlib.vocabulary import BOS, EOS, PAD
 
-CaptionChoice = Literal["all", "random", "first", "longest", "shortest"]
+CaptionChoice = Literal["all", "random", "index", "longest", "shortest"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Batch:
     """One worker's share of a step."""
 
     features: Tensor
-    """(B, N, D) float32."""
+    """(B, N, D) float32; or pixels (B, S, S, 3) uint8, where the encoder runs in training."""
     tokens: Tensor
     """(B, K, T) int64: `<bos>` words `<eos>`, then `<pad>`. A missing caption is all `<pad>`."""
     images: np.ndarray
@@ -44,33 +45,33 @@ class CaptionBatches:
     """Draws the steps of each epoch.
 
     Args:
-        views: arrays (images, N, D) of the same images seen differently (as they are, mirrored, ...): each
-            image of a step is taken from one of them at random.
-        rows: for each image of the data set, its position in the views.
+        inputs: what the images are shown as.
         captions: for each image of the data set, its captions as word ids.
         images_per_step: over all workers together.
+        choice: which of an image's captions a step learns.
+        caption_index: which one, for the choice `index`; of fewer, the last.
     """
 
     def __init__(
         self,
-        views: Sequence[np.ndarray],
-        rows: np.ndarray,
+        inputs: Inputs,
         captions: Sequence[Sequence[Sequence[int]]],
         *,
         images_per_step: int,
         choice: CaptionChoice = "all",
+        caption_index: int = 0,
         max_tokens: int = 30,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if len(rows) != len(captions):
-            raise ValueError(f"{len(rows)} images but {len(captions)} lists of captions")
-        self.views, self.rows = views, rows
+        if len(inputs) != len(captions):
+            raise ValueError(f"{len(inputs)} images but {len(captions)} lists of captions")
+        self.inputs = inputs
         self.captions = [[list(caption[:max_tokens]) for caption in of_image] for of_image in captions]
-        self.images_per_step, self.choice, self.seed = images_per_step, choice, seed
+        self.images_per_step, self.choice, self.caption_index, self.seed = images_per_step, choice, caption_index, seed
         self.rank, self.world_size = rank, world_size
-        smallest_step = len(rows) // len(self) if len(rows) else 0
+        smallest_step = len(inputs) // len(self) if len(inputs) else 0
         if smallest_step < world_size:
             raise ValueError(
                 f"steps of {smallest_step} images do not give each of {world_size} workers one: "
@@ -79,20 +80,18 @@ class CaptionBatches:
 
     def __len__(self) -> int:
         """Steps per epoch. Their sizes differ by one image at most, so that no step is a small remainder."""
-        return -(-len(self.rows) // self.images_per_step)
+        return -(-len(self.inputs) // self.images_per_step)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """This worker's batches of one epoch, from `first_step` on."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.inputs))
         steps = np.array_split(order, len(self))
         for step, images in enumerate(steps[first_step:], start=first_step):
             rng = np.random.default_rng([self.seed, epoch, step])
             chosen = [self._choose(self.captions[i], rng) for i in images]
-            view = rng.integers(len(self.views), size=len(images))
             share = np.array_split(np.arange(len(images)), self.world_size)[self.rank]
-            features = np.stack([self.views[view[j]][self.rows[images[j]]] for j in share])
             yield Batch(
-                features=torch.from_numpy(features.astype(np.float32)),
+                features=self.inputs.load(images, share, rng),
                 tokens=pad_captions([chosen[j] for j in share]),
                 images=images[share],
                 num_words=sum(len(caption) + 1 for captions in chosen for caption in captions),
@@ -105,8 +104,8 @@ class CaptionBatches:
             return list(captions)
         if self.choice == "random":
             return [captions[int(rng.integers(len(captions)))]]
-        if self.choice == "first":
-            return [captions[0]]
+        if self.choice == "index":
+            return [captions[min(self.caption_index, len(captions) - 1)]]
         pick = max if self.choice == "longest" else min
         return [pick(captions, key=len)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,18 @@ from captionlib.training.settings import TrainingSettings
 
 
 class NonFiniteLossError(ValueError):
-    """The loss became infinite or NaN; the weights are those before that step."""
+    """The loss became infinite or NaN; the weights are those before that step.
+
+    All workers of a step raise it, since they share its gradients.
+
+    Args:
+        message: what became of what, at which step.
+        images: positions of this worker's images; empty where only another worker's loss is to blame.
+    """
+
+    def __init__(self, message: str, images: Sequence[int]) -> None:
+        super().__init__(message)
+        self.images = list(images)
 
 
 class Learner:
@@ -35,6 +46,7 @@ class Learner:
         world_size: workers. Gradients of wrapped models are averaged over them, and sums are what is wanted.
         autocast: dtype of the forward pass; None computes in float32.
         critic: draws and rewards captions, where `settings.self_critical` has a weight.
+        encoder: the part of the decoder that has learnt already, and learns more slowly.
     """
 
     def __init__(
@@ -47,34 +59,32 @@ class Learner:
         world_size: int = 1,
         autocast: torch.dtype | None = None,
         critic: SelfCritic | None = None,
+        encoder: nn.Module | None = None,
     ) -> None:
         self.model, self.decoder, self.settings = model, decoder, settings
         self.steps_per_epoch, self.world_size, self.autocast = steps_per_epoch, world_size, autocast
         self.critic = critic
         self.num_steps = steps_per_epoch * settings.epochs
-        self.optimizer = build_optimizer(decoder.parameters(), settings.optimizer)
+        slow = () if encoder is None else encoder.parameters()
+        self.optimizer = build_optimizer(decoder.parameters(), settings.optimizer, slow)
         self.step_number = 0
+        self.plateau_factor = 1.0
+        """What the plateau schedule has come to; 1 with any other schedule."""
         self.reward: float | None = None
         """Mean CIDEr-D of the captions drawn in the last step, in self-critical training."""
         self.average: dict[str, Tensor] | None = None
         if settings.ema_decay:
             self.average = {name: value.detach().clone() for name, value in decoder.state_dict().items()}
 
-    @property
-    def learning_rate(self) -> float:
-        """The learning rate of the next step."""
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step of the run (0-based)."""
         factor = learning_rate_factor(
-            self.step_number,
-            steps_per_epoch=self.steps_per_epoch,
-            num_steps=self.num_steps,
-            settings=self.settings.optimizer,
+            step, steps_per_epoch=self.steps_per_epoch, num_steps=self.num_steps, settings=self.settings.optimizer
         )
-        return self.settings.optimizer.learning_rate * factor
+        return self.settings.optimizer.learning_rate * factor * self.plateau_factor
 
-    @property
-    def teacher_forcing(self) -> float:
-        """The share of given words in the next step."""
-        epoch = self.step_number // self.steps_per_epoch
+    def teacher_forcing_at(self, epoch: int) -> float:
+        """The share of given words in an epoch of the run (0-based)."""
         return teacher_forcing_ratio(epoch, epochs=self.settings.epochs, settings=self.settings.teacher_forcing)
 
     def step(self, batch: Batch) -> tuple[float, int]:
@@ -84,8 +94,9 @@ class Learner:
             NonFiniteLossError: before the weights are touched.
         """
         self.model.train()
+        learning_rate = self.learning_rate_at(self.step_number)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = learning_rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         cross_entropy = torch.zeros((), device=_device(self.decoder))
         num_words = 0
@@ -97,10 +108,11 @@ class Learner:
                 (objective * self.world_size).backward()
             cross_entropy += sums.cross_entropy
             num_words += sums.num_words
-        self._check_finite(cross_entropy, batch)
+        trained = [p for p in self.decoder.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        self._check_finite(cross_entropy, norm, batch)
         if self.settings.optimizer.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), self.settings.optimizer.clip_norm)
-            self._check_finite(norm, batch)
+            nn.utils.clip_grads_with_norm_(trained, self.settings.optimizer.clip_norm, norm)
         self.optimizer.step()
         self.step_number += 1
         self._update_average()
@@ -157,7 +169,7 @@ class Learner:
             tokens = side_by_side(tokens, pad_captions(samples.captions).to(tokens.device))
         enabled = self.autocast is not None
         with torch.autocast(features.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled):
-            output = self.model(features, tokens, self.teacher_forcing)
+            output = self.model(features, tokens, self.teacher_forcing_at(self.step_number // self.steps_per_epoch))
         given = output.captions % tokens.shape[1] < num_given  # (M,)
         sums = caption_loss(output.logits[given], output.targets[given], self.settings.label_smoothing)
         objective = sums.objective / batch.num_words
@@ -185,12 +197,15 @@ class Learner:
         no_sync: Callable[[], Any] | None = getattr(self.model, "no_sync", None)
         return contextlib.nullcontext() if last or no_sync is None else no_sync()
 
-    def _check_finite(self, value: Tensor, batch: Batch) -> None:
-        if not math.isfinite(float(value)):
-            raise NonFiniteLossError(
-                f"the loss is {float(value)} at step {self.step_number} (images {batch.images[:8].tolist()}...): "
-                "the weights are as before it. Lower --optimizer.learning-rate, or look at those images' features"
-            )
+    def _check_finite(self, loss: Tensor, norm: Tensor, batch: Batch) -> None:
+        for what, value in (("loss", float(loss)), ("gradients' norm", float(norm))):
+            if not math.isfinite(value):
+                # Gradients are shared: where the loss is finite on one of several workers, it is not on another.
+                ours = what == "loss" or self.world_size == 1
+                raise NonFiniteLossError(
+                    f"the {what} is {value} at step {self.step_number}, and the weights are as before it",
+                    batch.images.tolist() if ours else [],
+                )
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from captionlib.training.settings import OptimizerSettings, TeacherForcingSettings
 
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], OptimizerSettings], torch.optim.Optimizer]] = {
-    "adam": lambda p, s: torch.optim.Adam(p, lr=s.learning_rate, weight_decay=s.weight_decay),
-    "adamw": lambda p, s: torch.optim.AdamW(p, lr=s.learning_rate, weight_decay=s.weight_decay),
-    "sgd": lambda p, s: torch.optim.SGD(
-        p, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerSettings], torch.optim.Optimizer]] = {
+    "adam": lambda g, s: torch.optim.Adam(g, lr=s.learning_rate, weight_decay=s.weight_decay),
+    "adamw": lambda g, s: torch.optim.AdamW(g, lr=s.learning_rate, weight_decay=s.weight_decay),
+    "sgd": lambda g, s: torch.optim.SGD(
+        g, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0
     ),
-    "rmsprop": lambda p, s: torch.optim.RMSprop(
-        p, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay
+    "rmsprop": lambda g, s: torch.optim.RMSprop(
+        g, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay
     ),
 }
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer over those parameters that are to be trained."""
-    return OPTIMIZERS[settings.kind]([p for p in parameters if p.requires_grad], settings)
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], settings: OptimizerSettings, encoder: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer over those parameters that are to be trained.
+
+    Each of its groups has under `factor` what the learning rate is multiplied by for it.
+
+    Args:
+        parameters: of the whole model.
+        encoder: those among them that have learnt already, and go on more slowly.
+    """
+    slow = {id(parameter) for parameter in encoder}
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) not in slow], "factor": 1.0},
+        {"params": [p for p in trained if id(p) in slow], "factor": settings.encoder_factor},
+    ]
+    return OPTIMIZERS[settings.kind]([group for group in groups if group["params"]], settings)
 
 
 def learning_rate_factor(step: int, *, steps_per_epoch: int, num_steps: int, settings: OptimizerSettings) -> float:

@@ -13,25 +13,36 @@ class OptimizerSettings:
     kind: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     learning_rate: float = 1.2e-3
     """Peak learning rate."""
+    encoder_factor: float = 0.1
+    """An encoder that is trained, too, has the learning rate times this."""
     weight_decay: float = 0.0
     momentum: float = 0.9
     """SGD and RMSProp."""
-    schedule: Literal["constant", "cosine", "linear", "step"] = "cosine"
-    """How the learning rate falls after warm-up, over the whole run."""
+    schedule: Literal["constant", "cosine", "linear", "step", "plateau"] = "cosine"
+    """How the learning rate falls after warm-up: over the whole run, or (`plateau`) when dev scores say so."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     step_epochs: int = 3
     """`step`: epochs between falls."""
     step_factor: float = 0.5
-    """`step`: what each fall multiplies by."""
+    """`step` and `plateau`: what each fall multiplies by."""
+    plateau_epochs: int = 2
+    """`plateau`: epochs in a row without a new best (see `watch`) that lead to a fall."""
     clip_norm: float = 5.0
     """Gradients of a larger global norm are scaled down to it; 0 switches it off."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
+        if self.encoder_factor <= 0:
+            raise ValueError(f"optimizer.encoder_factor must be positive, got {self.encoder_factor}")
         if self.clip_norm < 0:
             raise ValueError(f"optimizer.clip_norm must not be negative, got {self.clip_norm}")
+        for name in ("step_epochs", "plateau_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.step_factor <= 1:
+            raise ValueError(f"optimizer.step_factor must be in (0, 1], got {self.step_factor}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +81,52 @@ class SelfCriticalSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchSettings:
+    """The dev score that early stopping and the plateau schedule go by."""
+
+    metric: Literal["cider_d", "dev_loss"] = "cider_d"
+    patience: int = 0
+    """Stop early after so many epochs in a row without a new best; 0 trains all epochs."""
+    min_change: float = 0.0
+    """A new best is better by more than this."""
+
+    def __post_init__(self) -> None:
+        for name in ("patience", "min_change"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"watch.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionFilter:
+    """Which training captions are left out. Dev captions all count."""
+
+    min_words: int = 1
+    """Shorter captions are left out."""
+    max_words: int | None = None
+    """Longer captions are left out, where `max_tokens` would cut them."""
+    min_known: float = 0.0
+    """Captions of whose words a smaller share is in the vocabulary are left out."""
+
+    def __post_init__(self) -> None:
+        if self.min_words < 1:
+            raise ValueError(f"filter.min_words must be at least 1, got {self.min_words}")
+        if self.max_words is not None and self.max_words < self.min_words:
+            raise ValueError(f"filter.max_words {self.max_words} is less than min_words {self.min_words}")
+        if not 0 <= self.min_known <= 1:
+            raise ValueError(f"filter.min_known must be in [0, 1], got {self.min_known}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """One training run."""
 
     epochs: int = 8
     images_per_step: int = 25
     """Images of one optimizer step over all workers together: a run means the same on 1 worker and on 8."""
-    captions: Literal["all", "random", "first", "longest", "shortest"] = "all"
+    captions: Literal["all", "random", "index", "longest", "shortest"] = "all"
     """Which of an image's captions a step learns. `all` projects the features once for all of them."""
+    caption_index: int = 0
+    """`index`: which one, counted from 0 among those that the filter leaves; of fewer, the last."""
     accumulation: int = 1
     """Parts into which a worker cuts its share of a step, to need less memory; the result is the same."""
     label_smoothing: float = 0.1
@@ -87,9 +136,13 @@ class TrainingSettings:
     """Longer captions are cut to this many words."""
     min_count: int = 3
     """Words that occur less often in the training captions become <unk>."""
+    vocabulary_size: int | None = None
+    """Most words that are known, the special ones included: the most frequent."""
     ema_decay: float = 0.0
     """Decay per step of the averaged weights that are evaluated and exported; 0 uses the weights themselves."""
     seed: int = 0
+    filter: CaptionFilter = field(default_factory=CaptionFilter)
+    watch: WatchSettings = field(default_factory=WatchSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     teacher_forcing: TeacherForcingSettings = field(default_factory=TeacherForcingSettings)
     self_critical: SelfCriticalSettings = field(default_factory=SelfCriticalSettings)
@@ -98,6 +151,10 @@ class TrainingSettings:
         for name in ("epochs", "images_per_step", "accumulation", "max_tokens", "min_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.caption_index < 0:
+            raise ValueError(f"caption_index must not be negative, got {self.caption_index}")
+        if self.vocabulary_size is not None and self.vocabulary_size < 5:
+            raise ValueError(f"vocabulary_size must be at least 5 (4 words are special), got {self.vocabulary_size}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.ema_decay < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -63,9 +64,9 @@ def write_features(path: Path, names: list[str], values: np.ndarray, fingerprint
     pq.write_table(pa.table(columns, schema=schema), path)
 
 
-def arguments(dataset: Path, *more: str) -> list[str]:
+def arguments(dataset: Path, *more: str, run: str = "run") -> list[str]:
     return [
-        *(str(dataset / "features"), str(dataset / "run")),
+        *(str(dataset / "features"), str(dataset / run), "--cpus-per-worker", "1"),
         *("--data.kind", "csv", "--data.captions-file", str(dataset / "captions.csv")),
         *("--training.min-count", "1", "--training.images-per-step", "6", "--training.epochs", "12"),
         *("--training.optimizer.learning-rate", "0.01", "--decoder.dropout", "0"),
@@ -76,9 +77,11 @@ def arguments(dataset: Path, *more: str) -> list[str]:
 
 
 def test_it_learns_exports_and_is_finished(
-    dataset: Path, ray_of_two_cpus: None, capsys: pytest.CaptureFixture[str]
+    dataset: Path, ray_of_two_cpus: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(arguments(dataset, "--cpus-per-worker", "1")) == 0
+    monkeypatch.chdir(dataset)
+    here = Path()  # workers have another working directory
+    assert main(arguments(here)) == 0
     history = json.loads((dataset / "run" / "metrics.json").read_text())
     assert [row["epoch"] for row in history] == list(range(1, 13))
     assert history[-1]["train_loss"] < history[0]["train_loss"]
@@ -92,11 +95,22 @@ def test_it_learns_exports_and_is_finished(
     assert "CIDEr-D" in card
 
     capsys.readouterr()
-    assert main(arguments(dataset, "--cpus-per-worker", "1")) == 0
+    assert main(arguments(dataset)) == 0
     assert "Nothing to do" in capsys.readouterr().out
 
     assert main(arguments(dataset, "--training.label-smoothing", "0.2")) == 2
     assert "training.label_smoothing is 0.1 there and 0.2 now" in capsys.readouterr().err
+
+    # From that checkpoint on, with a learning rate at which nothing improves any more.
+    more = ["--start-from", "run/best", "--training.watch.patience", "2", "--training.optimizer.learning-rate", "1e-9"]
+    assert main(arguments(here, *more, run="second")) == 0
+    assert "stopped early: 2 epochs without a better cider_d" in capsys.readouterr().err
+    with (dataset / "second" / "metrics.csv").open() as stream:
+        second = list(csv.DictReader(stream))
+    assert [row["epoch"] for row in second] == ["1", "2", "3"]
+    assert float(second[0]["cider_d"]) == pytest.approx(max(row["cider_d"] for row in history), abs=0.02)
+    assert len(list((dataset / "second" / "tensorboard").iterdir())) == 3
+    assert "CIDEr-D" in (dataset / "second" / "report.html").read_text()
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -105,6 +119,21 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert "Traceback" not in message
     assert message.count("\n") == 1
     return message
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [("nowhere/best", "no checkpoint at"), ("default", "default cannot be started from: decoder.projection_dim is")],
+)
+def test_a_checkpoint_that_cannot_be_started_from(
+    dataset: Path, source: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails(arguments(dataset, "--start-from", source), capsys)
+
+
+def test_a_filter_that_leaves_nothing(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(arguments(dataset, "--training.filter.min-words", "20"), capsys)
+    assert "--training.filter" in message
 
 
 def test_no_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from captionlib.training.batches import Batch, CaptionBatches, pad_captions
+from captionlib.training.inputs import FeatureViews
 from captionlib.vocabulary import BOS, EOS, PAD
 
 # Five images whose features are their number, with captions of different count and length.
@@ -22,7 +23,7 @@ FEATURES = np.arange(5, dtype=np.float16).reshape(5, 1, 1).repeat(2, axis=1)  # 
 
 def make_batches(**options: object) -> CaptionBatches:
     settings: dict[str, object] = {"images_per_step": 2, "seed": 3} | options
-    return CaptionBatches([FEATURES], np.arange(5), CAPTIONS, **settings)  # type: ignore[arg-type]
+    return CaptionBatches(FeatureViews([FEATURES], np.arange(5)), CAPTIONS, **settings)  # type: ignore[arg-type]
 
 
 def test_padding_by_hand() -> None:
@@ -96,16 +97,24 @@ def test_going_on_at_a_step_gives_the_rest_of_the_epoch() -> None:
     ("choice", "expected"),
     [
         ("all", [[50, 51, 52, 53], [54]]),
-        ("first", [[50, 51, 52, 53]]),
+        ("index", [[54]]),
         ("longest", [[50, 51, 52, 53]]),
         ("shortest", [[54]]),
     ],
 )
 def test_caption_choice(choice: str, expected: list[list[int]]) -> None:
-    for batch in make_batches(choice=choice, images_per_step=1).epoch(0):
+    for batch in make_batches(choice=choice, caption_index=1, images_per_step=1).epoch(0):
         if batch.images.tolist() == [4]:
             captions = [[t for t in caption if t > EOS] for caption in batch.tokens[0].tolist()]
             assert captions == expected
+
+
+def test_of_fewer_captions_than_the_index_the_last_is_taken() -> None:
+    taken = {
+        int(batch.images[0]): batch.tokens[0, 0, 1:-1].tolist()
+        for batch in make_batches(choice="index", caption_index=1, images_per_step=1).epoch(0)
+    }
+    assert taken == {0: [10, 11], 1: [20, 21, 22], 2: [31], 3: [40, 41], 4: [54]}
 
 
 def test_random_choice_takes_every_caption_at_some_time() -> None:
@@ -120,7 +129,7 @@ def test_random_choice_takes_every_caption_at_some_time() -> None:
 
 def test_views_are_mixed() -> None:
     views = [FEATURES, FEATURES + 100]
-    batches = CaptionBatches(views, np.arange(5), CAPTIONS, images_per_step=5, seed=0)
+    batches = CaptionBatches(FeatureViews(views, np.arange(5)), CAPTIONS, images_per_step=5, seed=0)
     values = {float(v) >= 100 for epoch in range(4) for b in batches.epoch(epoch) for v in b.features[:, 0, 0]}
     assert values == {True, False}
 
@@ -133,6 +142,6 @@ def test_long_captions_are_cut() -> None:
 
 def test_faults_are_named() -> None:
     with pytest.raises(ValueError, match="3 images but 5"):
-        CaptionBatches([FEATURES], np.arange(3), CAPTIONS, images_per_step=2)
+        CaptionBatches(FeatureViews([FEATURES], np.arange(3)), CAPTIONS, images_per_step=2)
     with pytest.raises(ValueError, match="1 images do not give each of 4 workers"):
         make_batches(world_size=4)

@@ -11,6 +11,7 @@ import torch
 from captionlib.config import DecoderConfig
 from captionlib.decoders import build_decoder
 from captionlib.training.batches import CaptionBatches
+from captionlib.training.inputs import FeatureViews
 from captionlib.training.learner import Learner, NonFiniteLossError
 from captionlib.training.settings import OptimizerSettings, TrainingSettings
 
@@ -25,7 +26,7 @@ def make_batches(world_size: int = 1, rank: int = 0) -> CaptionBatches:
         for _ in range(NUM_IMAGES)
     ]
     return CaptionBatches(
-        [features], np.arange(NUM_IMAGES), captions, images_per_step=4, rank=rank, world_size=world_size
+        FeatureViews([features], np.arange(NUM_IMAGES)), captions, images_per_step=4, rank=rank, world_size=world_size
     )
 
 
@@ -111,9 +112,30 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     before = weights(learner)
     batch = next(iter(make_batches().epoch(0)))
     batch.features[1] = float("nan")
-    with pytest.raises(NonFiniteLossError, match="step 0"):
+    with pytest.raises(NonFiniteLossError, match="step 0") as found:
         learner.step(batch)
+    assert found.value.images == batch.images.tolist()
     assert all(torch.equal(value, learner.decoder.state_dict()[name]) for name, value in before.items())
+
+
+def test_gradients_that_are_not_finite_are_nobodys_images_where_another_workers_loss_may_be_to_blame() -> None:
+    learner = make_learner(optimizer=OptimizerSettings(clip_norm=0.0))
+    learner.world_size = 2
+    before = weights(learner)
+    parameter = next(p for p in learner.decoder.parameters() if p.requires_grad)
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteLossError, match="norm is") as found:
+        learner.step(next(iter(make_batches().epoch(0))))
+    assert found.value.images == []
+    assert all(torch.equal(value, learner.decoder.state_dict()[name]) for name, value in before.items())
+
+
+def test_the_plateau_factor_scales_the_learning_rate() -> None:
+    learner = make_learner(optimizer=OptimizerSettings(learning_rate=0.1, schedule="plateau"))
+    assert learner.learning_rate_at(5) == 0.1
+    learner.plateau_factor = 0.25
+    learner.step(next(iter(make_batches().epoch(0))))
+    assert [group["lr"] for group in learner.optimizer.param_groups] == [0.025]
 
 
 def test_averaged_weights_follow_and_are_put_back() -> None:

@@ -69,12 +69,24 @@ def test_optimizers_leave_frozen_parameters_alone(kind: str, expected: type) -> 
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 
+def test_an_encoder_that_is_trained_has_a_group_of_its_own() -> None:
+    decoder, encoder = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3))
+    settings = OptimizerSettings(encoder_factor=0.2)
+    optimizer = build_optimizer([decoder, encoder], settings, [encoder])
+    assert [(group["params"], group["factor"]) for group in optimizer.param_groups] == [
+        ([decoder], 1.0),
+        ([encoder], 0.2),
+    ]
+
+
 def test_the_table_and_the_settings_name_the_same_kinds() -> None:
     for kind in OPTIMIZERS:
         OptimizerSettings(kind=kind)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("values", [{"learning_rate": 0.0}, {"clip_norm": -1.0}])
+@pytest.mark.parametrize(
+    "values", [{"learning_rate": 0.0}, {"clip_norm": -1.0}, {"plateau_epochs": 0}, {"step_factor": 2.0}]
+)
 def test_settings_refuse_nonsense(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         OptimizerSettings(**values)  # type: ignore[arg-type]

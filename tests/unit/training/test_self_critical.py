@@ -10,6 +10,7 @@ from captionlib.config import DecoderConfig
 from captionlib.decoders import DecoderOutput, build_decoder
 from captionlib.metrics import CiderD
 from captionlib.training.batches import CaptionBatches
+from captionlib.training.inputs import FeatureViews
 from captionlib.training.learner import Learner
 from captionlib.training.self_critical import Samples, SelfCritic, advantages, self_critical_loss
 from captionlib.training.settings import OptimizerSettings, SelfCriticalSettings, TrainingSettings
@@ -44,7 +45,7 @@ def test_training_on_rewards_raises_them() -> None:
     captions = [[vocabulary.encode(reference)] for reference in references]
     rng = np.random.default_rng(0)
     features = np.stack([rng.normal(size=(1, 4))] * 1 + [rng.normal(size=(1, 4))]).astype(np.float16)
-    batches = CaptionBatches([features], np.array([0, 1] * 3), captions, images_per_step=6)
+    batches = CaptionBatches(FeatureViews([features], np.array([0, 1] * 3)), captions, images_per_step=6)
     torch.manual_seed(0)
     decoder = build_decoder(
         DecoderConfig(projection_dim=0, hidden_dim=12, embedding_dim=12, attention_dim=8, dropout=0.0),
