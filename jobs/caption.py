@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments,
         prog=PROG,
         description=__doc__ or "",
-        defaults={"search": _search_of(model)},
+        defaults={"search": search_of(model)},
     )
     from jobs.part_job import guarded
 
@@ -97,7 +97,7 @@ def caption(settings: CaptionSettings) -> int:
     return 0
 
 
-def _search_of(model: str) -> SearchConfig:
+def search_of(model: str) -> SearchConfig:
     """The search that a checkpoint asks for; what is wrong with the checkpoint is said later."""
     if model == "default":
         folder = Path(captionlib.__file__).parent / "pretrained" / "default"

@@ -24,11 +24,21 @@ from jobs import record
 from jobs.ledger import Ledger, Stopped
 from jobs.manifest import Manifest
 from jobs.outputs import Counts, PartFiles
-from jobs.pipeline import Pipeline, PipelineError, RaySession
-from jobs.prepare import check_inputs, for_record, list_inputs, local_roots, open_output, reserved, without_password
+from jobs.pipeline import Pipeline, PipelineError
+from jobs.prepare import (
+    check_inputs,
+    check_places,
+    for_record,
+    list_inputs,
+    local_roots,
+    open_output,
+    reserved,
+    without_password,
+)
 from jobs.progress import Progress, format_seconds
 from jobs.ranges import IdRange, cut, subtract, total
 from jobs.resources import Plan, plan
+from jobs.session import ClusterError, RaySession
 from jobs.settings import PartSettings
 from jobs.stages import FetchAndDecode, Part, ProcessorFactory
 from jobs.storage import Folder
@@ -94,6 +104,7 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
     output = Folder.of(settings.output)
     outputs = {name: PartFiles(output / name, name) for name in job.folders}
     main = outputs[job.folders[-1]]
+    check_places(*settings.inputs, settings.output)
     check_inputs(settings.inputs)
     with reserved(output):
         stored = open_output(output, outputs, job.kind, job.identity, overwrite=settings.overwrite)
@@ -127,6 +138,9 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
             _work(job, settings, outputs, outcome, todo, redo)
             _finish(job, outcome)
             stored["state"] = "complete"
+        except ClusterError as error:
+            run["stopped"] = str(error)
+            raise
         except (Stopped, PipelineError, OSError) as error:
             stopped = _with_what_is_left(error, main, manifest)
             run["stopped"] = str(stopped)

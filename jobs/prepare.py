@@ -21,6 +21,8 @@ from jobs.outputs import PartFiles
 from jobs.settings import PartSettings
 from jobs.storage import Folder
 
+_PACKAGE = "/runtime_resources/working_dir_files/"
+
 
 @contextlib.contextmanager
 def reserved(output: Folder) -> Iterator[None]:
@@ -42,6 +44,20 @@ def reserved(output: Folder) -> Iterator[None]:
                 f"another run is writing to {output.url}: wait for it, or choose another output"
             ) from error
         yield
+
+
+def check_places(*paths: str) -> None:
+    """Whatever a job reads and writes must outlive it.
+
+    Raises:
+        ValueError: a path lies in the package of `ray job submit`, as each relative path does there.
+    """
+    for path in paths:
+        if is_local(path) and _PACKAGE in os.path.abspath(os.path.expanduser(path.removeprefix("file://"))):
+            raise ValueError(
+                f"{path} lies in the copy of the code that `ray job submit` makes for a job, and goes with it: give a "
+                "URL such as s3://…, or the whole path of a folder that all machines share"
+            )
 
 
 def check_inputs(inputs: Sequence[str]) -> None:

@@ -67,8 +67,8 @@ def plan(nodes: Sequence[Node], num_actors: int | None = None) -> Plan:
     cpus = sum(node.cpus for node in nodes)
     if cpus < 2 * SMALLEST_TASK_CPUS:
         raise ValueError(
-            f"the cluster has {cpus:g} CPUs free for tasks, at least 1 is needed: half for the model, half for "
-            "decoding. Start Ray with --num-cpus 1 or more"
+            f"the cluster has {cpus:g} CPUs for tasks, at least 1 is needed: half for the model, half for decoding. "
+            "Give --num-cpus (and --num-gpus) to wait for machines that are to come"
         )
     if any(node.gpus >= 1 for node in nodes):
         return _with_gpus(nodes, num_actors)

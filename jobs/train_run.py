@@ -10,8 +10,9 @@ from typing import Any
 from captionlib.config import to_dict
 from jobs.fetch import filesystem
 from jobs.ledger import Stopped
-from jobs.pipeline import PipelineError, RaySession
+from jobs.pipeline import PipelineError
 from jobs.record import differences
+from jobs.session import RaySession
 from jobs.storage import Folder
 from jobs.train_data import Prepared
 from jobs.train_settings import TrainSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from captionlib.report.attention_map import attention_map
 from captionlib.report.cards import Card, thumbnail_jpeg
-from captionlib.report.charts import Chart, bar_chart, line_chart
+from captionlib.report.charts import Chart, bar_chart, line_chart, named_bars
 from captionlib.report.gallery import RunSummary, gallery_page
 from captionlib.report.page import Page, Section, duration, render_page, write_bytes, write_page
 from captionlib.report.training import curves_png, training_page
@@ -21,6 +21,7 @@ __all__ = [
     "duration",
     "gallery_page",
     "line_chart",
+    "named_bars",
     "render_page",
     "thumbnail_jpeg",
     "training_page",

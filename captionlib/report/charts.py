@@ -58,6 +58,37 @@ def bar_chart(title: str, counts: Mapping[int, int], *, x_label: str) -> Chart:
     return Chart(title=title, svg=_svg(title, parts))
 
 
+def named_bars(title: str, values: Mapping[str, float], *, unit: str) -> Chart:
+    """A horizontal bar per name, from the top down, each with its value; values are not negative.
+
+    Args:
+        title: stands above the chart.
+        values: at least one.
+        unit: stands below the chart.
+    """
+    if not values:
+        raise ValueError(f"chart {title!r} has no bars")
+    names = 8.0 * max(map(len, values))  # a letter is about so wide
+    room = WIDTH - RIGHT - names - 60  # the value stands behind its bar
+    step = PLOT_HEIGHT / len(values)
+    thickness = min(26.0, 0.7 * step)
+    largest = max(values.values()) or 1.0
+    parts = []
+    for position, (name, value) in enumerate(values.items()):
+        middle = TOP + (position + 0.5) * step
+        width = room * value / largest
+        parts.append(
+            Markup(
+                '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="2">'
+                "<title>{}: {:,.1f} {}</title></rect>"
+            ).format(names + 8, middle - thickness / 2, width, thickness, name, value, unit)
+        )
+        parts.append(_text(names, middle + 4, name, "end"))
+        parts.append(_text(names + 14 + width, middle + 4, compact(value), "start"))
+    parts.append(_text(names + 8 + room / 2, HEIGHT - 6, unit, "middle"))
+    return Chart(title=title, svg=_svg(title, parts))
+
+
 def line_chart(title: str, lines: Mapping[str, Sequence[Point]], *, x_label: str, from_zero: bool = False) -> Chart:
     """Lines over a common axis, by name. Points that are not finite are left out.
 

@@ -104,7 +104,7 @@ def test_two_runs_do_not_share_an_output(tmp_path, tiny_checkpoint, make_images,
 
 
 def test_the_default_search_is_the_checkpoints(tiny_checkpoint):
-    assert module._search_of(str(tiny_checkpoint)).max_tokens == 8
+    assert module.search_of(str(tiny_checkpoint)).max_tokens == 8
 
 
 def test_help_needs_neither_ray_nor_pytorch():

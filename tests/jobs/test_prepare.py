@@ -10,7 +10,7 @@ from jobs import record, schemas
 from jobs.listing import list_images
 from jobs.manifest import Manifest
 from jobs.outputs import PartFiles
-from jobs.prepare import check_inputs, for_record, local_roots, open_output
+from jobs.prepare import check_inputs, check_places, for_record, local_roots, open_output
 from jobs.ranges import IdRange
 from jobs.storage import Folder
 
@@ -105,3 +105,12 @@ def test_the_record_holds_no_password():
     made = for_record(settings("https://me:secret@host/photos/?signature=secret", "s3://bucket/out"))
     assert made["input"] == "https://host/photos/"
     assert "secret" not in str(made)
+
+
+def test_relative_paths_of_a_submitted_job_are_refused(tmp_path, monkeypatch):
+    package = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    check_places("s3://bucket/photos", str(tmp_path))
+    with pytest.raises(ValueError, match="out lies in the copy of the code"):
+        check_places("s3://bucket/photos", "out")

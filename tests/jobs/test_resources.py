@@ -47,7 +47,7 @@ def test_everything_fits_at_once(cpus, num_nodes, num_actors):
     ("nodes", "num_actors", "message"),
     [
         ([], None, "0 CPUs"),
-        ([Node(0.5)], None, r"0\.5 CPUs free for tasks, at least 1 is needed"),
+        ([Node(0.5)], None, r"0\.5 CPUs for tasks, at least 1 is needed"),
         ([Node(2)], 50, "50 actors do not fit into 2 CPUs"),
         ([Node(8, gpus=2)], 3, "3 actors were asked for, but the cluster has 2 GPUs"),
         ([Node(2)], 0, "at least 1, got 0"),

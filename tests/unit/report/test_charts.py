@@ -36,6 +36,18 @@ def test_bars_are_as_high_as_their_counts() -> None:
     assert re.findall(r"<title>(.*?)</title>", chart.svg) == ["4 words: 10", "5 words: 0", "6 words: 5"]
 
 
+def test_named_bars_are_as_wide_as_their_values() -> None:
+    chart = report.named_bars("Rates", {"fetch": 200.0, "search <b>": 50.0}, unit="images/s")
+    widths = [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', chart.svg)]
+    assert widths[0] == pytest.approx(4 * widths[1], abs=0.2)
+    assert re.findall(r"<title>(.*?)</title>", chart.svg) == [
+        "fetch: 200.0 images/s",
+        "search &lt;b&gt;: 50.0 images/s",
+    ]
+    with pytest.raises(ValueError, match="no bars"):
+        report.named_bars("Rates", {}, unit="images/s")
+
+
 def test_lines_go_through_their_points() -> None:
     chart = report.line_chart("Loss", {"train": [(0, 10.0), (5, 0.0), (10, 5.0)], "dev": [(10, 10.0)]}, x_label="step")
     train, dev = re.findall(r'<polyline[^>]* points="(.*?)"', chart.svg)

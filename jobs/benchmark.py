@@ -1,0 +1,284 @@
+"""Measure what this machine makes of your own images, step by step, and what a job on many such machines would take.
+
+    python -m jobs.benchmark photos benchmark
+    python -m jobs.benchmark s3://bucket/photos benchmark --num-images 10000000 --num-nodes 8 --price-per-hour 0.40
+
+Afterwards `benchmark/benchmark.json` has the rates, the bottleneck and the forecast, `benchmark/benchmark.html` a chart
+of them. Run it on one machine of the kind that the job will have.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, UseAppendAction
+
+from captionlib.config import SearchConfig, to_dict
+from jobs.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
+from jobs.settings import parse, peek
+
+if TYPE_CHECKING:
+    from jobs.measure import Found, JobTimes, Loaded
+
+PROG = "python -m jobs.benchmark"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
+    """Settings of the benchmark."""
+
+    input: Positional[str]
+    """Images, as for jobs.caption."""
+    output: Positional[str]
+    """Folder or URL for benchmark.json and benchmark.html."""
+    also: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """One more input; may be given several times."""
+    sample: int = 1_000
+    """Images to measure with, drawn at random. With a GPU, take some ten thousand."""
+    num_images: int = 1_000_000
+    """Forecast: images to caption."""
+    num_nodes: int = 1
+    """Forecast: machines such as this one."""
+    price_per_hour: float | None = None
+    """Forecast: of one machine, in any currency."""
+    model: str = "default"
+    """The checkpoint: a folder, or a URL."""
+    batch_size: int | None = None
+    """Images that go through the model together. Default: 32, on a GPU 256."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("sample", "num_images", "num_nodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.price_per_hour is not None and self.price_per_hour < 0:
+            raise ValueError(f"--price-per-hour must not be negative, got {self.price_per_hour}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was found out about a machine."""
+
+    found: Found
+    loaded: Loaded
+    rates: Rates
+    job: JobTimes
+    engine: str
+
+    @property
+    def bytes_per_image(self) -> float:
+        """Of the files, on average."""
+        return self.loaded.num_bytes / len(self.found.images)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 measured, 2 a faulty request, 130 interrupted."""
+    from jobs.caption import search_of
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    model = peek(arguments, "model") or "default"
+    defaults = {"search": search_of(model)}
+    settings = parse(BenchmarkSettings, arguments, prog=PROG, description=__doc__ or "", defaults=defaults)
+    from jobs.part_job import guarded
+
+    return guarded(PROG, lambda: benchmark(settings))
+
+
+def benchmark(settings: BenchmarkSettings) -> int:
+    """Measure, print and write; returns the exit code.
+
+    Raises:
+        ValueError, OSError: something is wrong with the inputs, the output or the checkpoint.
+    """
+    from jobs.storage import Folder
+
+    output = Folder.of(settings.output)
+    output.check_writable()
+    measured = measure(settings)
+    limit = bottleneck(measured.rates)
+    future = forecast(
+        measured.rates,
+        num_images=settings.num_images,
+        num_nodes=settings.num_nodes,
+        start_up_seconds=measured.job.start_up_seconds,
+        bytes_per_image=measured.bytes_per_image,
+        price=settings.price_per_hour,
+    )
+    _print(measured, limit, future)
+    facts = _facts(settings, measured, limit, future)
+    output.write("benchmark.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
+    _write_page(f"{output.url}/benchmark.html", settings, measured, limit, future)
+    print(f"\n{output.url}/benchmark.html and benchmark.json have this, too")
+    return 0
+
+
+def measure(settings: BenchmarkSettings) -> Measured:
+    """Each step by itself, then all of them in a loop, then the job."""
+    from captionlib.predictor import Predictor
+    from jobs import measure as steps
+
+    _say("listing")
+    found = steps.draw((settings.input, *settings.also), settings.sample)
+    predictor = Predictor.from_checkpoint(settings.model, num_threads=steps.num_cpus())
+    if predictor.engine is None:
+        raise ValueError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
+    on_gpu = predictor.device.type != "cpu"
+    batch_size = settings.batch_size or (256 if on_gpu else 32)
+    count = len(found.images)
+    _say(f"fetching and decoding {count:,} images")
+    loaded = steps.load(found.images, predictor.preprocessing)
+    _say("the model alone")
+    encoder, search = steps.model_seconds(predictor, loaded.pixels, settings.search, batch_size)
+    _say("all of it in a bare loop")
+    loop = steps.loop_seconds(predictor, found.images, settings.search, batch_size)
+    engine = predictor.engine.name
+    del predictor  # its memory, for the job's
+    _say("the job, with Ray")
+    job = _time_job(settings, [image.path for image in found.images])
+    good = len(loaded.pixels)
+    rates = Rates(
+        listing=found.num_seen / found.seconds,
+        fetch=count / loaded.fetch_seconds,
+        decode=count / loaded.decode_seconds,
+        encoder=good / encoder,
+        search=good / search,
+        loop=count / loop,
+        job=job.images_per_second,
+        on_gpu=on_gpu,
+    )
+    return Measured(found, loaded, rates, job, engine)
+
+
+def _time_job(settings: BenchmarkSettings, paths: Sequence[str]) -> JobTimes:
+    from jobs.measure import time_job
+
+    flags = ["--no-report", "--model", settings.model, "--max-error-share", "1"]
+    if settings.batch_size is not None:
+        flags += ["--batch-size", str(settings.batch_size)]
+    for name, value in to_dict(settings.search).items():
+        flag = f"--search.{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            flags += [flag] if value else []
+        else:
+            flags += [flag, str(value)]
+    with tempfile.TemporaryDirectory() as folder:
+        return time_job(paths, f"{folder}/out", *flags)
+
+
+def _say(text: str) -> None:
+    print(f"measuring: {text}", file=sys.stderr, flush=True)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------
+
+
+def _rows(measured: Measured) -> list[tuple[str, float | None, str]]:
+    """Step, images per second, and what to know about it."""
+    rates, loaded, found = measured.rates, measured.loaded, measured.found
+    seen = f"{found.num_seen:,} images" + ("" if found.is_complete else ", not all that there are")
+    megabytes = loaded.num_bytes / loaded.fetch_seconds / 1e6
+    failed = f", {loaded.num_failed:,} failed" if loaded.num_failed else ""
+    job = f"{measured.job.start_up_seconds:.0f} s of start-up before"
+    if rates.job is None:
+        job = "over too soon to say: take a larger --sample"
+    return [
+        ("listing", rates.listing, seen),
+        ("fetch", rates.fetch, f"{megabytes:,.0f} MB/s, {measured.bytes_per_image / 1e3:,.0f} kB an image"),
+        ("decode", rates.decode, f"{len(found.images):,} images{failed}"),
+        ("encoder", rates.encoder, measured.engine),
+        ("search", rates.search, ""),
+        ("bare loop", rates.loop, "all but the listing, in one process"),
+        ("job", rates.job, job),
+    ]
+
+
+def _sentences(limit: Bottleneck, future: Forecast) -> tuple[str, str]:
+    machines = "1 such machine" if future.num_nodes == 1 else f"{future.num_nodes:,} such machines"
+    cost = "" if future.cost is None else f", {future.cost:,.2f} at the price given"
+    return (
+        f"Held up by {limit.step}: {limit.reason}. What helps: {limit.remedy}.",
+        f"{future.num_images:,} images on {machines}: {future.hours:,.2f} hours{cost}, if the storage delivers "
+        f"{future.bytes_per_second / 1e6:,.0f} MB/s.",
+    )
+
+
+def _print(measured: Measured, limit: Bottleneck, future: Forecast) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("step")
+    table.add_column("images/s", justify="right")
+    table.add_column("")
+    for step, rate, note in _rows(measured):
+        table.add_row(step, "" if rate is None else f"{rate:,.1f}", note)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for sentence in _sentences(limit, future):
+        console.print(sentence, markup=False)
+
+
+def _facts(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, future: Forecast) -> dict[str, Any]:
+    from jobs import record
+    from jobs.measure import num_cpus
+    from jobs.prepare import without_password
+
+    inputs = [without_password(text) for text in (settings.input, *settings.also)]
+    return {
+        "measured": record.now(),
+        "machine": {"cpus": num_cpus(), "gpu": measured.rates.on_gpu, "engine": measured.engine},
+        "versions": record.versions(),
+        "settings": to_dict(settings) | {"input": inputs[0], "also": inputs[1:]},
+        "sample": {
+            "images": len(measured.found.images),
+            "failed": measured.loaded.num_failed,
+            "bytes_per_image": round(measured.bytes_per_image),
+            "seen": measured.found.num_seen,
+            "all_seen": measured.found.is_complete,
+        },
+        "images_per_second": {step: None if rate is None else round(rate, 1) for step, rate, _ in _rows(measured)},
+        "job": {"seconds": round(measured.job.seconds, 1), "start_up_seconds": measured.job.start_up_seconds},
+        "bottleneck": asdict(limit),
+        "forecast": asdict(future),
+    }
+
+
+def _write_page(
+    path: str, settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, future: Forecast
+) -> None:
+    from captionlib.report import Page, Section, duration, named_bars, write_page
+
+    rows = _rows(measured)
+    held_up, planned = _sentences(limit, future)
+    numbers = [("images per second", f"{measured.rates.end_to_end:,.1f}"), ("held up by", limit.step)]
+    numbers.append((f"for {future.num_images:,} images", duration(future.hours * 3600)))
+    if future.cost is not None:
+        numbers.append(("cost", f"{future.cost:,.2f}"))
+    # Listing comes before the others, and is so much faster that their bars would vanish beside its.
+    bars = {step: rate for step, rate, _ in rows if rate is not None and step != "listing"}
+    table = [(step, "" if rate is None else round(rate, 1), note) for step, rate, note in rows]
+    page = Page(
+        title="Benchmark",
+        text=f"{held_up} {planned}",
+        numbers=numbers,
+        sections=[
+            Section(
+                title="Rates",
+                charts=[named_bars("Each step with the machine to itself", bars, unit="images per second")],
+                table_head=("step", "images/s", ""),
+                table=table,
+            )
+        ],
+        settings=to_dict(settings),
+    )
+    write_page(path, page)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
