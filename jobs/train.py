@@ -34,11 +34,13 @@ def train(settings: TrainSettings) -> int:
         ValueError: something is wrong with the settings, the input, or the run's folder.
         jobs.ledger.Stopped: it was started and has not come to its end.
     """
+    from jobs.prepare import check_places
     from jobs.train_data import prepare
     from jobs.train_export import export_best, find_encoder
     from jobs.train_report import RunReport
     from jobs.train_run import BEST, check_run, fit
 
+    check_places(settings.run)
     prepared = prepare(settings)
     encoder = find_encoder(prepared)
     if check_run(settings, prepared):

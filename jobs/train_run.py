@@ -10,7 +10,6 @@ from typing import Any
 from captionlib.config import to_dict
 from jobs.fetch import filesystem
 from jobs.ledger import Stopped
-from jobs.pipeline import PipelineError
 from jobs.record import differences
 from jobs.session import RaySession
 from jobs.storage import Folder
@@ -66,15 +65,13 @@ def fit(settings: TrainSettings, prepared: Prepared, keep: Callable[[list[dict[s
         keep: called with the rows of all finished epochs, when there is one more.
 
     Raises:
+        jobs.session.ClusterError: there is no cluster.
         ValueError: the cluster has not the resources.
         Stopped: a worker found fault with data or loss, or workers failed too often.
     """
-    try:
-        with RaySession(settings.address) as session:
-            cpus = _cpus_per_worker(settings, [node.cpus for node in session.nodes()])
-            return _fit(settings, prepared, cpus, keep)
-    except PipelineError as error:
-        raise Stopped(str(error)) from error
+    with RaySession(settings.address) as session:
+        cpus = _cpus_per_worker(settings, [node.cpus for node in session.nodes()])
+        return _fit(settings, prepared, cpus, keep)
 
 
 def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[[list[dict[str, Any]]], None]) -> Any:
