@@ -149,6 +149,29 @@ class Predictor:
         """Caption a batch of features (B, N, D), made by `features` or given ready-made."""
         return self._caption(torch.from_numpy(np.asarray(features, dtype=np.float32)), search, image_ids)
 
+    def attention_map(
+        self, image: Image | str | os.PathLike[str] | bytes, search: SearchConfig | None = None
+    ) -> Image:
+        """Caption an image and draw, word by word, where the decoder looked: an RGB picture.
+
+        Raises:
+            ImageDecodeError: it is not a readable image.
+            ValueError: the decoder has no attention, or its encoder's features no positions.
+        """
+        from captionlib.report import attention_map
+
+        opened = self._open(image)
+        features = self._encode(to_pixels(opened, self.preprocessing)[np.newaxis]).to(self.device)
+        found = self.captioner.caption_features(features, search or self.search, keep_attention=True)[0][0]
+        if found.attention is None or features.shape[1] == 1:
+            raise ValueError(
+                "there is nothing to draw: this model looks at the image as a whole (its decoder has no attention, "
+                "or its features have one position)"
+            )
+        words = self.vocabulary.decode(found.tokens)
+        weights = found.attention.float().cpu().numpy()
+        return attention_map(opened, words, weights, square=self.preprocessing.square)
+
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """The encoder alone: uint8 (B, S, S, 3) → float32 (B, N, D)."""
         return self._encode(pixels).cpu().numpy()

@@ -15,6 +15,7 @@ from captionlib.captioner import Captioner
 from captionlib.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from captionlib.config import DecoderConfig, EncoderConfig, ModelConfig, SearchConfig
 from captionlib.decoders import build_decoder
+from captionlib.encoders import build_encoder
 from captionlib.images import ImageDecodeError
 from captionlib.predictor import Caption, Predictor
 from captionlib.vocabulary import Vocabulary
@@ -159,6 +160,22 @@ def test_number_of_threads(tiny_checkpoint: Path) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_an_attention_map(predictor: Predictor) -> None:
+    drawn = predictor.attention_map(PHOTOS[0], GREEDY)
+    assert drawn.mode == "RGB"
+    assert drawn.width > 224  # the photo, and a panel for each word
+
+
+def test_an_attention_map_of_a_decoder_without_attention(tmp_path: Path) -> None:
+    encoder = EncoderConfig()
+    model = ModelConfig(encoder=encoder, decoder=DecoderConfig(kind="lstm_init", hidden_dim=8, embedding_dim=4))
+    vocabulary = Vocabulary.build([["a", "dog"]])
+    captioner = Captioner(build_encoder(encoder), build_decoder(model.decoder, encoder.feature_dim, len(vocabulary)))
+    save_checkpoint(tmp_path, captioner, model, vocabulary)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        Predictor.from_checkpoint(tmp_path, engine="torch").attention_map(PHOTOS[0], GREEDY)
 
 
 def test_a_captioner_of_vectors(tmp_path: Path) -> None:
