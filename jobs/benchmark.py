@@ -97,8 +97,10 @@ def benchmark(settings: BenchmarkSettings) -> int:
     Raises:
         ValueError, OSError: something is wrong with the inputs, the output or the checkpoint.
     """
+    from jobs.prepare import check_places
     from jobs.storage import Folder
 
+    check_places(settings.input, *settings.also, settings.output)
     output = Folder.of(settings.output)
     output.check_writable()
     measured = measure(settings)

@@ -37,6 +37,8 @@ LISTING_SECONDS = 10.0
 CHUNK = 128
 """Images whose bytes are held at once."""
 ROOT = Path(__file__).resolve().parent.parent
+_OF_A_JOB = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+"""What `ray job submit` gives a process: with it, the caption job would spread over the cluster."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def time_job(source: Sequence[str], output: str, *flags: str, env: Mapping[str, 
     from jobs.record import read_record
     from jobs.storage import Folder
 
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | dict(env or {})
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_JOB} | dict(env or {})
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "inputs.yaml"

@@ -90,6 +90,8 @@ class Outcome:
     images_per_second: float | None = None
     """Once warm."""
     rates: list[tuple[float, float]] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds of wall clock, in order: listing, Ray's start, the first images, the others, the end."""
     run: dict[str, Any] = field(default_factory=dict)
 
 
@@ -113,6 +115,7 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
         todo = subtract(planned, main.finished())
         redo = main.split_for_redo(LARGEST_DEFAULT_PART) if settings.retry_errors else {}
         outcome = Outcome(output, manifest, main, Counts(0, 0), job.identity)
+        outcome.phases["listing"] = time.monotonic() - started
         if not todo and not redo:
             if stored.get("state") != "complete":  # the last run was killed between its last image and its end
                 _finish(job, outcome)
@@ -137,6 +140,7 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
         try:
             _work(job, settings, outputs, outcome, todo, redo)
             _finish(job, outcome)
+            outcome.phases["end"] = time.monotonic() - started - sum(outcome.phases.values())
             stored["state"] = "complete"
         except ClusterError as error:
             run["stopped"] = str(error)
@@ -171,6 +175,7 @@ def _note_end(job: PartJob, outcome: Outcome, stored: dict[str, Any]) -> None:
     speed = outcome.images_per_second
     outcome.run["seconds"] = round(outcome.seconds, 1)
     outcome.run["start_up_seconds"] = round(outcome.start_up_seconds, 1)
+    outcome.run["seconds_by_phase"] = {phase: round(seconds, 1) for phase, seconds in outcome.phases.items()}
     outcome.run["images"] = outcome.images
     outcome.run["images_per_second"] = None if speed is None else round(speed, 1)
     if stored["state"] == "running":
@@ -232,6 +237,7 @@ def _work(
     num_todo = total(todo) + sum(redo.values())
     progress = Progress(outcome.manifest.num_images, outcome.manifest.num_images - num_todo, job.verb)
     with RaySession(work.address, work.num_cpus, work.num_gpus, progress.say) as session:
+        outcome.phases["ray"] = progress.seconds
         resources = plan(session.nodes(), work.num_actors)
         progress.say(f"{num_todo:,} images to do, with {resources}")
         fetch = FetchAndDecode(
@@ -273,6 +279,8 @@ def _work(
         finally:
             outcome.images = progress.images
             outcome.start_up_seconds = progress.start_up_seconds
+            outcome.phases["first images"] = progress.start_up_seconds - outcome.phases["ray"]
+            outcome.phases["other images"] = progress.seconds - progress.start_up_seconds
             outcome.images_per_second = progress.images_per_second
             outcome.rates = progress.rates
             outcome.run["seconds_by_step"] = {step: round(spent, 1) for step, spent in ledger.seconds.items()}

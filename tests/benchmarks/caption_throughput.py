@@ -1,10 +1,11 @@
-"""How much of a machine the caption job turns into captions, beside a bare loop with the same model.
+"""How much of a machine the caption job turns into captions: beside a bare loop and the documentation's script, from
+disk and from an object store, with beam search and without, and with ten photos.
 
-    python tests/benchmarks/caption_throughput.py
-    python tests/benchmarks/caption_throughput.py --photos FOLDER --images 500 --repeats 1
+    python tests/benchmarks/caption_throughput.py                                        all, half an hour on 2 cores
+    python tests/benchmarks/caption_throughput.py --cases job script --images 500 --repeats 1
 
-The bare loop is what a script would do at best: a pool of threads decodes, one process captions, nothing is
-written. The job is timed as a person runs it, and once warm, as it says itself.
+All sides run in processes of their own, in turn, so that whatever else the machine does meets them alike; medians are
+compared. The numbers mean nothing on a busy machine.
 """
 
 from __future__ import annotations
@@ -17,109 +18,184 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageEnhance
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-PHOTOS = Path(__file__).parent.parent / "photos"
+from benchmarks.photo_mill import make_images
+from faults.servers import OWNER, ObjectStore, object_store
+
+from jobs.measure import num_cpus, time_job
+
+CASES = ("job", "script", "s3", "beam", "batch", "start")
+GREEDY, BEAM = ("--search.method", "greedy"), ("--search.method", "beam", "--search.beam-width", "3")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, default=PHOTOS, help="photos to make the images from")
-    parser.add_argument("--images", type=int, default=2_000)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--photos", type=Path, default=ROOT / "tests" / "photos", help="photos to make the images from")
+    parser.add_argument("--images", type=int, default=4_000)
+    parser.add_argument("--script-images", type=int, help="for the documentation's script, which is slow; default: all")
     parser.add_argument("--side", type=int, default=640, help="longer side of the images, in pixels")
-    parser.add_argument("--model", help="folder of a checkpoint")
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    print(f"{num_cpus()} CPUs, load {os.getloadavg()[0]:.1f}, {arguments.images} images of {arguments.side} px")
     with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder) / "images"
-        make_images(images, arguments.photos, arguments.images, arguments.side)
-        model = ["--model", arguments.model] if arguments.model else []
-        loop_rates, job_rates, warm_rates = [], [], []
+        bench = Bench(Path(folder), arguments)
         for repeat in range(arguments.repeats):
-            loop_rates.append(bare_loop(images, arguments.model, arguments.batch_size))
-            output = Path(folder) / f"out{repeat}"
-            started = time.monotonic()
-            subprocess.run(
-                [sys.executable, "-m", "jobs.caption", str(images), str(output), "--no-report",
-                 "--batch-size", str(arguments.batch_size), *model],
-                check=True, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-            job_rates.append(arguments.images / (time.monotonic() - started))
-            warm_rates.append(json.loads((output / "run.json").read_text())["runs"][-1]["images_per_second"])
-            print(
-                f"run {repeat + 1}: bare loop {loop_rates[-1]:.1f} images/s, job once warm {warm_rates[-1]:.1f}, "
-                f"job from start to end {job_rates[-1]:.1f}"
-            )
-    loop, warm, whole = map(statistics.median, (loop_rates, warm_rates, job_rates))
-    print(f"\n{arguments.images} images of {arguments.side} px, {os.cpu_count()} CPUs, medians of {arguments.repeats}:")
-    print(f"  bare loop           {loop:7.1f} images/s")
-    print(f"  job once warm       {warm:7.1f} images/s  {warm / loop:.2f} of the bare loop")
-    print(f"  job, start to end   {whole:7.1f} images/s  {whole / loop:.2f}")
+            for case in arguments.cases:
+                getattr(bench, case)(repeat)
+        bench.close()
+        bench.print_summary()
 
 
-def make_images(folder: Path, photos: Path, count: int, side: int) -> None:
-    """`count` different JPEGs, from photos by crops, mirroring and brightness."""
-    folder.mkdir()
-    sources = [Image.open(path).convert("RGB") for path in sorted(photos.glob("*.jpg"))]
-    generator = np.random.default_rng(0)
-    for i in range(count):
-        source = sources[i % len(sources)]
-        width, height = source.size
-        share = generator.uniform(0.7, 1.0)
-        left, top = generator.uniform(0, (1 - share) * width), generator.uniform(0, (1 - share) * height)
-        crop = source.crop((int(left), int(top), int(left + share * width), int(top + share * height)))
-        scale = side / max(crop.size)
-        picture = crop.resize((round(crop.width * scale), round(crop.height * scale)), Image.Resampling.BICUBIC)
-        if generator.random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        picture = ImageEnhance.Brightness(picture).enhance(generator.uniform(0.7, 1.3))
-        picture.save(folder / f"{i:06d}.jpg", quality=88)
+class Bench:
+    """Runs the sides, and keeps what each took."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        self.folder, self.num_images = folder, arguments.images
+        self.images = folder / "images"
+        make_images(self.images, arguments.photos, arguments.images, arguments.side)
+        self.few = self._subset("few", 10)
+        self.for_script = self._subset("for_script", arguments.script_images or arguments.images)
+        self.found: dict[str, list[float]] = defaultdict(list)
+        self.store: ObjectStore | None = None
+        self._store_context = object_store(folder / "store")
+
+    # --- the cases, each with the sides that are compared ---
+
+    def job(self, repeat: int) -> None:
+        """The job beside a bare loop over the same model and search."""
+        self._loop()
+        self._job("job", str(self.images), repeat, *GREEDY)
+
+    def script(self, repeat: int) -> None:
+        """The documentation's script."""
+        output = self.folder / f"script{repeat}"
+        seconds, _ = self._run([str(HERE / "documentation_script.py"), str(self.for_script), str(output)])
+        self._note("script whole", len(list(self.for_script.iterdir())) / seconds)
+
+    def s3(self, repeat: int) -> None:
+        """Images and output on an object store of this machine, which takes its own share of the CPUs."""
+        store = self._running_store()
+        before, started = _cpu_seconds(store), time.monotonic()
+        self._job("s3", "s3://photos/all", repeat, *GREEDY, output=f"s3://captions/{repeat}", env=OWNER.env(store.url))
+        self._note(
+            "s3 server's share of the CPUs", (_cpu_seconds(store) - before) / (time.monotonic() - started) / num_cpus()
+        )
+
+    def beam(self, repeat: int) -> None:
+        """Beam search of width 3."""
+        self._job("beam", str(self.images), repeat, *BEAM)
+
+    def batch(self, repeat: int) -> None:
+        """Beam search in batches of 32, and image by image."""
+        from captionlib.config import SearchConfig
+        from captionlib.predictor import Predictor
+        from jobs.listing import list_images
+        from jobs.measure import load, model_seconds
+
+        predictor = Predictor.from_checkpoint(num_threads=num_cpus())
+        pixels = load(list(list_images([str(self.images)]))[:128], predictor.preprocessing).pixels
+        for name, size in (("batches of 32", 32), ("one by one", 1)):
+            encoder, search = model_seconds(predictor, pixels, SearchConfig(method="beam", beam_width=3), size)
+            self._note(f"search, {name}", len(pixels) / search)
+            self._note(f"encoder and search, {name}", len(pixels) / (encoder + search))
+
+    def start(self, repeat: int) -> None:
+        """Ten photos, from the command to the prompt."""
+        done = time_job([str(self.few)], str(self.folder / f"few{repeat}"))
+        self._note("10 photos: seconds", done.seconds)
+        for phase, seconds in done.run.get("seconds_by_phase", {}).items():
+            self._note(f"10 photos: seconds, {phase}", seconds)
+        self._note("10 photos: seconds, process and its imports", done.seconds - done.run["seconds"])
+
+    # --- how ---
+
+    def close(self) -> None:
+        if self.store is not None:
+            self._store_context.__exit__(None, None, None)
+
+    def print_summary(self) -> None:
+        median = {name: statistics.median(values) for name, values in self.found.items()}
+        print("\nmedians:")
+        for name, value in median.items():
+            print(f"  {name:45} {value:9.2f}")
+        print("\nratios:")
+        for text, over, under, target in (
+            ("job ÷ bare loop, warm", "job warm", "loop warm", "≥ 0.85"),
+            ("job's time ÷ bare loop's, whole", "loop whole", "job whole", "≤ 1.5"),
+            ("job ÷ documentation's script, whole", "job whole", "script whole", "≥ 6"),
+            ("S3 ÷ disk, warm", "s3 warm", "job warm", "≥ 0.8"),
+            ("greedy ÷ beam 3, warm", "job warm", "beam warm", "≤ 1.5"),
+            ("beam 3 in batches ÷ one by one", "search, batches of 32", "search, one by one", "≥ 4"),
+        ):
+            if over in median and under in median:
+                print(f"  {text:45} {median[over] / median[under]:9.2f}  aim {target}")
+
+    def _note(self, name: str, value: float) -> None:
+        self.found[name].append(value)
+        print(f"  {name:45} {value:9.2f}", flush=True)
+
+    def _loop(self) -> None:
+        seconds, printed = self._run([str(HERE / "bare_loop.py"), str(self.images)])
+        self._note("loop warm", self.num_images / float(json.loads(printed)))
+        self._note("loop whole", self.num_images / seconds)
+
+    def _job(
+        self,
+        name: str,
+        source: list[str],
+        repeat: int,
+        *flags: str,
+        output: str = "",
+        env: dict[str, str] | None = None,
+    ) -> None:
+        done = time_job(source, output or str(self.folder / f"{name}{repeat}"), "--no-report", *flags, env=env)
+        if done.images_per_second is not None:
+            self._note(f"{name} warm", done.images_per_second)
+        self._note(f"{name} whole", self.num_images / done.seconds)
+
+    def _run(self, command: list[str]) -> tuple[float, str]:
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr[-3000:])
+        return time.monotonic() - started, done.stdout
+
+    def _subset(self, name: str, count: int) -> Path:
+        folder = self.folder / name
+        folder.mkdir()
+        for path in sorted(self.images.iterdir())[:count]:
+            os.link(path, folder / path.name)
+        return folder
+
+    def _running_store(self) -> ObjectStore:
+        if self.store is None:
+            self.store = self._store_context.__enter__()
+            client = self.store.client()
+
+            def put(path: Path) -> None:
+                client.put_object(Bucket="photos", Key=f"all/{path.name}", Body=path.read_bytes())
+
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(put, self.images.iterdir()))
+        return self.store
 
 
-def bare_loop(images: Path, model: str | None, batch_size: int) -> float:
-    """Images per second of threads that decode and one predictor, without loading and the first batch."""
-    from captionlib.images import decode_image
-    from captionlib.predictor import Predictor
-    from captionlib.transforms import to_pixels
-
-    predictor = Predictor.from_checkpoint(model) if model else Predictor.from_checkpoint()
-    preprocessing = predictor.preprocessing
-
-    def load(path: Path) -> np.ndarray:
-        return to_pixels(decode_image(path.read_bytes(), target_side=preprocessing.size).image, preprocessing)
-
-    paths = sorted(images.iterdir())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def batches() -> Iterator[list[np.ndarray]]:
-            waiting: deque[Future[np.ndarray]] = deque()
-            left = iter(paths)
-            batch: list[np.ndarray] = []
-            while True:
-                while len(waiting) < 4 * batch_size and (path := next(left, None)) is not None:
-                    waiting.append(pool.submit(load, path))
-                if not waiting:
-                    break
-                batch.append(waiting.popleft().result())
-                if len(batch) == batch_size:
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
-
-        predictor.caption_pixels(np.stack([load(path) for path in paths[:batch_size]]), None, range(batch_size))
-        started, first = time.monotonic(), 0
-        for batch in batches():
-            predictor.caption_pixels(np.stack(batch), None, range(first, first + len(batch)))
-            first += len(batch)
-        return len(paths) / (time.monotonic() - started)
+def _cpu_seconds(store: ObjectStore) -> float:
+    """That the server's processes have used so far."""
+    assert store.session is not None
+    ticks = 0
+    for pid in store.session.titles():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # in user and in kernel mode
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class ObjectStore:
         self.ports = free_ports(2 * len(_PARTS))
         self.address = f"127.0.0.1:{self.ports[2 * _PARTS.index('s3')]}"
         self.url = f"http://{self.address}"
-        self._session: Session | None = None
+        self.session: Session | None = None
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
@@ -91,14 +91,14 @@ class ObjectStore:
         ]  # fmt: skip
         command = [str(weed), f"-logdir={self.folder}", "mini", *options, *ports]
         env = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
-        self._session = Session(command, env=env, log=self.folder / "weed.log")
+        self.session = Session(command, env=env, log=self.folder / "weed.log")
         if not wait_until(self._answers, 60):
             raise RuntimeError(f"SeaweedFS does not start: {(self.folder / 'weed.log').read_text()[-2000:]}")
 
     def kill(self) -> None:
         """SIGKILL: nothing is flushed, nobody is told."""
-        if self._session is not None:
-            self._session.end()
+        if self.session is not None:
+            self.session.end()
         for port in self.ports:
             for leftover in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 leftover.unlink(missing_ok=True)

@@ -139,3 +139,9 @@ def test_an_interrupted_job_says_what_to_do(tmp_path, tiny_checkpoint, make_imag
     assert "Traceback" not in error + out
     assert list(output.glob("captions/captions-*"))
     assert json.loads((output / "run.json").read_text())["state"] == "incomplete"
+
+
+def test_the_driver_does_not_wait_for_pytorch():
+    modules = "jobs.caption, jobs.part_job, jobs.processors, jobs.summary, captionlib.checkpoints, captionlib.report"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -19,6 +19,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
+from jobs.benchmark import BenchmarkSettings
 from jobs.settings import CaptionSettings, FeatureSettings, parse
 from jobs.train_settings import TrainSettings
 
@@ -266,6 +267,7 @@ def parsed(command: str) -> Any:
         "jobs.caption": CaptionSettings,
         "jobs.extract_features": FeatureSettings,
         "jobs.train": TrainSettings,
+        "jobs.benchmark": BenchmarkSettings,
     }
     return parse(classes[module], arguments, prog=module, description="")
 
@@ -280,9 +282,14 @@ def test_rays_commands_on_the_page_are_understood_by_ray() -> None:
 def test_the_projects_commands_in_all_files_are_understood() -> None:
     texts = [path.read_text() for path in (CLUSTERS / "README.md", *RAY_JOBS)]
     commands = [command for text in texts for command in commands_of_the_project(text.replace("\n    --", " --"))]
-    assert {command.split()[2] for command in commands} == {"jobs.caption", "jobs.extract_features", "jobs.train"}
+    assert {command.split()[2].removeprefix("jobs.") for command in commands} == {
+        "caption", "extract_features", "train", "benchmark",
+    }  # fmt: skip
     for command in commands:
-        assert parsed(command).address if "jobs.train" in command else parsed(command).work.address == "auto"
+        settings = parsed(command)
+        if isinstance(settings, BenchmarkSettings):
+            continue  # of one machine
+        assert (settings.address if isinstance(settings, TrainSettings) else settings.work.address) == "auto"
 
 
 def test_files_that_the_page_names_exist() -> None:

@@ -70,6 +70,9 @@ def test_every_image_is_captioned_or_says_why_not(tmp_path, make_images):
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["state"] == "complete"
     assert record["images"] == {"planned": 27, "captioned": 22, "failed": 5}
+    (run,) = record["runs"]
+    assert list(run["seconds_by_phase"]) == ["listing", "ray", "first images", "other images", "end"]
+    assert sum(run["seconds_by_phase"].values()) == pytest.approx(run["seconds"], abs=0.3)  # nothing is left out
     assert len(part_files(tmp_path / "out")) == 1  # small files were merged
 
 

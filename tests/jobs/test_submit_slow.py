@@ -1,4 +1,4 @@
-"""The caption job as a user submits it to a cluster: refused without the token, complete although a machine dies.
+"""The jobs as a user submits them to a cluster: refused without the token, complete although a machine dies.
 
 The cluster is a real one, a head and two workers started from the shell with token authentication, on private ports
 of this machine.
@@ -87,11 +87,13 @@ class Cluster:
         finally:
             session.end()
 
-    def submit(self, *arguments: str, env: Mapping[str, str] | None = None, wait: bool = True) -> tuple[int, str]:
+    def submit(
+        self, *arguments: str, job: str = "caption", env: Mapping[str, str] | None = None, wait: bool = True
+    ) -> tuple[int, str]:
         """The command of the README."""
         patience = () if wait else ("--no-wait",)
-        job = ("python", "-m", "jobs.caption", *arguments, "--address", "auto")
-        return self.ray("job", "submit", *patience, "--working-dir", ".", "--", *job, env=env)
+        command = ("python", "-m", f"jobs.{job}", *arguments, "--address", "auto")
+        return self.ray("job", "submit", *patience, "--working-dir", ".", "--", *command, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +182,35 @@ def test_complete_although_a_machine_dies(cluster: Cluster, photos: Path, tmp_pa
     _, printed = cluster.ray("job", "logs", "-f", name)
     assert f"Job '{name}' succeeded" in printed
     assert_complete(output)
+
+
+def test_training_from_photos_to_captions(cluster: Cluster, tmp_path: Path) -> None:
+    """Features, a model of them trained by two workers on two machines, and captions by that model."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    originals = sorted((ROOT / "tests" / "photos").glob("*.jpg"))
+    rows = ["path,caption,split"]
+    for i in range(4 * len(originals)):
+        original = originals[i % len(originals)]
+        shutil.copy(original, photos / f"{i:02d}.jpg")
+        rows.append(f"{i:02d}.jpg,a photo of the {original.stem.replace('_', ' ')},{'dev' if i >= 27 else 'train'}")
+    (tmp_path / "captions.csv").write_text("\n".join(rows) + "\n")
+
+    features, run = str(tmp_path / "features"), str(tmp_path / "run")
+    code, printed = cluster.submit(str(photos), features, job="extract_features")
+    assert code == 0, printed
+    code, printed = cluster.submit(
+        features, run, "--data.kind", "csv", "--data.captions-file", str(tmp_path / "captions.csv"),
+        "--num-workers", "2", "--cpus-per-worker", "1", "--training.epochs", "3", "--training.min-count", "1",
+        "--training.images-per-step", "6", "--decoder.hidden-dim", "32", job="train",
+    )  # fmt: skip
+    assert code == 0, printed
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+
+    code, printed = cluster.submit(str(photos), str(tmp_path / "captions"), "--model", f"{run}/best")
+    assert code == 0, printed
+    assert pq.read_table(tmp_path / "captions" / "captions").num_rows == len(rows) - 1
 
 
 def test_goes_on_after_a_stop(cluster: Cluster, photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""What a script would do at best: threads decode, one process captions, nothing is written. Prints seconds as JSON.
+
+python tests/benchmarks/bare_loop.py FOLDER --search greedy
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from captionlib.config import SearchConfig
+from captionlib.predictor import Predictor
+from jobs.listing import list_images
+from jobs.measure import loop_seconds, num_cpus
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("folder")
+parser.add_argument("--model", default="default")
+parser.add_argument("--search", choices=["greedy", "beam"], default="greedy")
+parser.add_argument("--batch-size", type=int, default=32)
+arguments = parser.parse_args()
+
+predictor = Predictor.from_checkpoint(arguments.model, num_threads=num_cpus())
+images = list(list_images([arguments.folder]))
+print(json.dumps(loop_seconds(predictor, images, SearchConfig(method=arguments.search), arguments.batch_size)))
