@@ -149,9 +149,7 @@ class Predictor:
         """Caption a batch of features (B, N, D), made by `features` or given ready-made."""
         return self._caption(torch.from_numpy(np.asarray(features, dtype=np.float32)), search, image_ids)
 
-    def attention_map(
-        self, image: Image | str | os.PathLike[str] | bytes, search: SearchConfig | None = None
-    ) -> Image:
+    def attention_map(self, image: Image | str | os.PathLike[str] | bytes, search: SearchConfig | None = None) -> Image:
         """Caption an image and draw, word by word, where the decoder looked: an RGB picture.
 
         Raises:
