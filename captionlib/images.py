@@ -159,6 +159,11 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
     return DecodedImage(rgb, height, width) if orientation >= 5 else DecodedImage(rgb, width, height)
 
 
+def begins_as_image(data: bytes) -> bool:
+    """Whether a file that begins with these bytes, 64 at least, may be a picture that `decode_image` reads."""
+    return any(re.match(signature, data, re.DOTALL) for signature in _READ.values())
+
+
 def _recognize(data: bytes) -> type[ImageFile]:
     """Pillow's reader for the file, by its first bytes alone: names and content types often lie."""
     if not data:

@@ -77,9 +77,40 @@ def read_bytes(path: str, size: int | None = None) -> bytes:
             raise TransportFault(errno.EIO, f"got {len(data)} of {size} bytes", path)
         return data
 
+    return _to_fault(path, attempt)
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """Some bytes of a file; fewer where it ends before them.
+
+    Raises:
+        InputFault, TransportFault, Denied: as `read_bytes`.
+    """
+    if size > MAX_BYTES:
+        raise InputFault("FileTooLarge", f"{size} bytes, {MAX_BYTES} is the limit")
+
+    def attempt() -> bytes:
+        if is_local(path):
+            with open(path, "rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        data: bytes = filesystem(path).cat_file(path, start=offset, end=offset + size)
+        if len(data) > size and offset:
+            raise Denied(
+                errno.ENOTSUP, f"the server of {path} gives out whole files only: copy it to a disk or a bucket"
+            )
+        if len(data) < size and offset + len(data) != _size_now(path):
+            raise TransportFault(errno.EIO, f"got {len(data)} of {size} bytes", path)
+        return data[:size]
+
+    return _to_fault(path, attempt)
+
+
+def _to_fault(path: str, attempt: Callable[[], T]) -> T:
+    """Read, with retries; that the file is not there or not for us is its own fault."""
     try:
         return with_retries(attempt)
-    except (Denied, TransportFault):
+    except (InputFault, Denied, TransportFault):
         raise
     except FileNotFoundError as error:
         hint = "; its name is not UTF-8: rename it" if "\ufffd" in path else ""
@@ -94,7 +125,7 @@ def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """Do something with a storage; transport faults are retried with exponential back-off and full jitter.
 
     Raises:
-        FileNotFoundError, PermissionError, IsADirectoryError: at once.
+        FileNotFoundError, PermissionError, IsADirectoryError, InputFault: at once.
         Denied: at once.
         TransportFault: after the last attempt; its text is the last fault's.
     """
@@ -102,7 +133,7 @@ def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
         try:
             return action()
         except Exception as error:
-            known = _translate(error)
+            known = translated(error)
             if not isinstance(known, TransportFault):
                 raise known from error
             if attempt == attempts - 1:
@@ -113,9 +144,9 @@ def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     raise AssertionError("unreachable")
 
 
-def _translate(error: Exception) -> Exception:
+def translated(error: Exception) -> Exception:
     """Any exception of a storage library as one of four: not there, not allowed, a folder, or a transport fault."""
-    if isinstance(error, (TransportFault, Denied, FileNotFoundError, IsADirectoryError)):
+    if isinstance(error, (InputFault, TransportFault, Denied, FileNotFoundError, IsADirectoryError)):
         return error
     if isinstance(error, OSError) and error.errno in _NOT_THERE:
         return FileNotFoundError(error.errno, str(error))

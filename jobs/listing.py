@@ -1,13 +1,14 @@
-"""What an input holds: a folder, a bucket or a pattern as a person names it → a stream of image paths.
+"""What an input names: a folder, a bucket or a pattern as a person writes it → a stream of files.
 
-Listings are streamed folder by folder, or page by page, so that a bucket of millions needs no memory.
+Listings are streamed folder by folder, or page by page, so that a bucket of millions needs no memory. What is in the
+files, where they are not images, is for `shards` and `tables` to say.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jobs.fetch import filesystem, is_local, with_retries
@@ -16,31 +17,46 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".
 
 
 class Listed(NamedTuple):
-    """A file that an input holds."""
+    """An image that an input holds, with all that is needed to read it alone."""
 
     path: str
-    """Absolute, or a URL."""
-    size: int | None
+    """Its name, by which it is known again: absolute, or a URL. In a shard: `<shard>/<member or row>`."""
+    size: int | None = None
     """Bytes; None where the listing does not say."""
+    shard: str | None = None
+    """The tar or Parquet file that it is in; None for a file of its own."""
+    offset: int | None = None
+    """Of its first byte in the tar."""
+    row: int | None = None
+    """In the Parquet file, from 0."""
+    columns: tuple[Any, ...] = ()
+    """What is carried along with it into the output."""
+
+    @property
+    def is_damage(self) -> bool:
+        """Not an image, but the place from which on a shard cannot be read."""
+        return self.shard is not None and self.offset is None and self.row is None
 
 
-def list_images(inputs: Iterable[str], extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[Listed]:
-    """The images of each input in turn; within a folder in the order of their names, as far as the storage has one.
+def list_files(text: str, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[Listed]:
+    """The files of an input; within a folder in the order of their names, as far as the storage has one.
 
     An input is a folder (with all folders in it), one file, a pattern such as `photos/*.jpg`, or an fsspec URL of
     any of these. Hidden files and folders are passed over, and so are files without one of the extensions, unless
     the input names the file itself.
 
+    Args:
+        extensions: in lower case; `("",)` for all files.
+
     Raises:
-        ValueError: an input does not exist or may not be listed.
+        ValueError: the input does not exist or may not be listed.
     """
-    for text in inputs:
-        try:
-            yield from _list_input(text, tuple(extension.lower() for extension in extensions))
-        except FileNotFoundError as error:
-            raise ValueError(f"the input {text} does not exist") from error
-        except PermissionError as error:
-            raise ValueError(f"the input {text} may not be listed: {error}") from error
+    try:
+        yield from _list_input(text, extensions)
+    except FileNotFoundError as error:
+        raise ValueError(f"the input {text} does not exist") from error
+    except PermissionError as error:
+        raise ValueError(f"the input {text} may not be listed: {error}") from error
 
 
 def _list_input(text: str, extensions: tuple[str, ...]) -> Iterator[Listed]:
@@ -56,7 +72,13 @@ def _list_input(text: str, extensions: tuple[str, ...]) -> Iterator[Listed]:
         else:
             raise FileNotFoundError(text)
         return
-    if _is_pattern(text) and not text.startswith("http"):
+    if text.startswith("http"):
+        # `?` begins a query there, and a page that lists a folder has no extension.
+        if text.partition("?")[0].lower().endswith(extensions) and not text.endswith("/") and extensions != ("",):
+            yield Listed(text)
+        else:
+            yield from _list_remote(text, extensions)
+    elif _is_pattern(text):
         yield from _list_pattern(text, extensions)
     elif text.startswith(("s3://", "s3a://")):
         yield from _list_s3(text, extensions)

@@ -1,4 +1,4 @@
-"""The numbered list of a job's images: what the inputs hold → Parquet files of {image_id, path, size}.
+"""The numbered list of a job's images: what the inputs hold → Parquet files of {image_id, path, size, …}.
 
 Ids are given once and never change: a later run appends the images that are new. Nothing here holds a Python
 object per image; known paths are 8 bytes each.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import schemas
@@ -22,6 +23,7 @@ from jobs.storage import Folder
 
 ROWS_PER_FILE = 100_000
 ROWS_PER_GROUP = 10_000  # a part reads one or two groups of a file
+NO_COLUMNS = pa.schema([])
 _FILE = re.compile(r"manifest-(\d{12})-(\d{12})\.parquet")
 
 
@@ -58,8 +60,33 @@ class Manifest:
         """Images in all files."""
         return self.files[-1].last + 1 if self.files else 0
 
+    def columns(self) -> pa.Schema | None:
+        """What is carried along with each image; None while the manifest has no file."""
+        if not self.files:
+            return None
+        with self.folder.open(_name(self.files[0])) as file:
+            schema = pq.read_schema(file)
+        return pa.schema(schema.field("columns").type.fields if "columns" in schema.names else [])
+
+    def whole_shards(self) -> set[str]:
+        """The shards all of whose images are in the manifest, so that they need not be listed again.
+
+        A listing that was cut off ends with a file of the manifest: the shard at a file's end may have more images.
+        """
+        whole: set[str] = set()
+        for here in self.files:
+            with self.folder.open(_name(here)) as file:
+                rows = pq.ParquetFile(file).read(columns=["shard", "offset", "row"])
+            shards, last = rows.column("shard"), rows.column("shard")[-1].as_py()
+            whole.update(pc.unique(shards).to_pylist())
+            whole.discard(last)
+            # A damaged one may have been mended.
+            has_place = pc.or_(pc.is_valid(rows.column("offset")), pc.is_valid(rows.column("row")))
+            whole.difference_update(pc.unique(shards.filter(pc.invert(has_place))).to_pylist())
+        return whole - {None}
+
     def read(self, ids: IdRange) -> pa.Table:
-        """The rows of some ids, schema `schemas.MANIFEST`, ascending."""
+        """The rows of some ids, schema `schemas.MANIFEST` (and perhaps `columns`), ascending."""
         tables = []
         for here in self.files:
             if here.last < ids.first or here.first > ids.last:
@@ -71,15 +98,24 @@ class Manifest:
             tables.append(groups.slice(first - first_group * ROWS_PER_GROUP, last - first + 1))
         table = pa.concat_tables(tables)
         assert table.num_rows == ids.size, f"manifest has {table.num_rows} rows for {ids}"
-        return table.cast(schemas.MANIFEST)
+        return table
 
-    def append(self, listing: Iterable[Listed], on_progress: Callable[[int], None] | None = None) -> Manifest:
-        """Number the files of a listing that the manifest does not know yet.
+    def append(
+        self,
+        listing: Iterable[Listed],
+        on_progress: Callable[[int], None] | None = None,
+        columns: pa.Schema = NO_COLUMNS,
+    ) -> Manifest:
+        """Number the images of a listing that the manifest does not know yet.
 
         Each file of the manifest is complete before the next is begun, so an interrupted listing loses nothing.
 
         Args:
-            on_progress: called with the number of files seen so far, if it is given.
+            on_progress: called with the number of images seen so far, if it is given.
+            columns: what each of them carries along.
+
+        Raises:
+            ValueError: a value is of another type than its column.
         """
         known = _KnownPaths()
         for here in self.files:
@@ -87,11 +123,12 @@ class Manifest:
                 known.add_new(pq.ParquetFile(file).read(columns=["path"]).column("path").to_pylist())
         files, next_id, seen = list(self.files), self.num_images, 0
         waiting: list[Listed] = []
+        schema = schemas.MANIFEST.append(pa.field("columns", pa.struct(columns))) if len(columns) else schemas.MANIFEST
 
         def write(rows: list[Listed]) -> None:
             nonlocal next_id
             ids = IdRange(next_id, next_id + len(rows) - 1)
-            self.folder.write(_name(ids), _to_parquet(ids, rows))
+            self.folder.write(_name(ids), _to_parquet(ids, rows, schema))
             files.append(ids)
             next_id = ids.last + 1
 
@@ -119,12 +156,19 @@ def _name(ids: IdRange) -> str:
     return f"manifest-{ids.first:012d}-{ids.last:012d}.parquet"
 
 
-def _to_parquet(ids: IdRange, rows: list[Listed]) -> memoryview:
-    table = pa.table(
-        [range(ids.first, ids.last + 1), [row.path for row in rows], [row.size for row in rows]],
-        schema=schemas.MANIFEST,
-    )
+def _to_parquet(ids: IdRange, rows: list[Listed], schema: pa.Schema) -> memoryview:
+    *places, values = (list(column) for column in zip(*rows, strict=True))
+    columns = {"image_id": range(ids.first, ids.last + 1)} | dict(zip(Listed._fields, places, strict=False))
+    arrays = [pa.array(columns[field.name], field.type) for field in schemas.MANIFEST]
+    if "columns" in schema.names:
+        kind = schema.field("columns").type
+        try:
+            each = [pa.array(column, field.type) for column, field in zip(zip(*values, strict=True), kind, strict=True)]
+        except pa.ArrowException as error:
+            raise ValueError(f"a column's values are not all of its type, {kind}: {error}") from error
+        arrays.append(pa.StructArray.from_arrays(each, fields=list(kind)))
     sink = pa.BufferOutputStream()
+    table = pa.table(arrays, schema=schema)
     pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, compression="zstd")
     return memoryview(sink.getvalue())
 

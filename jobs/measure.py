@@ -24,8 +24,10 @@ import numpy as np
 
 from captionlib.images import ImageDecodeError, decode_image
 from captionlib.transforms import to_pixels
-from jobs.fetch import InputFault, is_local, read_bytes
-from jobs.listing import Listed, list_images
+from jobs.fetch import InputFault, is_local
+from jobs.listing import Listed
+from jobs.reader import ImageReader
+from jobs.sources import Sources
 from jobs.stages import READ_THREADS_REMOTE
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ def draw(inputs: Sequence[str], count: int, seconds: float = LISTING_SECONDS) ->
     drawn: list[Listed] = []
     seen, is_complete = 0, True
     started = time.monotonic()
-    for item in list_images(inputs):
+    for item in Sources(tuple(inputs)).list():
         seen += 1
         if len(drawn) < count:
             drawn.append(item)
@@ -223,7 +225,8 @@ def num_cpus() -> int:
 
 def _fetch(image: Listed) -> bytes | None:
     try:
-        return read_bytes(image.path, image.size)
+        with ImageReader() as reader:
+            return reader.read(image)
     except InputFault:
         return None
 

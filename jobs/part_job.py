@@ -22,26 +22,19 @@ import pyarrow as pa
 from captionlib.config import Preprocessing
 from jobs import record
 from jobs.ledger import Ledger, Stopped
-from jobs.manifest import Manifest
+from jobs.manifest import NO_COLUMNS, Manifest
 from jobs.outputs import Counts, PartFiles
 from jobs.pipeline import Pipeline, PipelineError
-from jobs.prepare import (
-    check_inputs,
-    check_places,
-    for_record,
-    list_inputs,
-    local_roots,
-    open_output,
-    reserved,
-    without_password,
-)
+from jobs.prepare import check_inputs, check_places, for_record, list_inputs, open_output, reserved, without_password
 from jobs.progress import Progress, format_seconds
 from jobs.ranges import IdRange, cut, subtract, total
 from jobs.resources import Plan, plan
 from jobs.session import ClusterError, RaySession
 from jobs.settings import PartSettings
-from jobs.stages import FetchAndDecode, Part, ProcessorFactory
+from jobs.sources import Sources
+from jobs.stages import FetchAndDecode, Part
 from jobs.storage import Folder
+from jobs.worker import ProcessorFactory, WithColumns
 
 LARGEST_DEFAULT_PART = 512
 SMALLEST_DEFAULT_PART = 64
@@ -107,14 +100,18 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
     outputs = {name: PartFiles(output / name, name) for name in job.folders}
     main = outputs[job.folders[-1]]
     check_places(*settings.inputs, settings.output)
-    check_inputs(settings.inputs)
+    sources = Sources(settings.inputs, settings.source)
+    check_inputs(sources)
+    identity = dict(job.identity)
+    if settings.source.columns:
+        identity["columns"] = list(settings.source.columns)
     with reserved(output):
-        stored = open_output(output, outputs, job.kind, job.identity, overwrite=settings.overwrite)
-        manifest = list_inputs(settings.inputs, output)
+        stored = open_output(output, outputs, job.kind, identity, overwrite=settings.overwrite)
+        manifest = list_inputs(sources, output, stored)
         planned = [IdRange(0, manifest.num_images - 1)]
         todo = subtract(planned, main.finished())
         redo = main.split_for_redo(LARGEST_DEFAULT_PART) if settings.retry_errors else {}
-        outcome = Outcome(output, manifest, main, Counts(0, 0), job.identity)
+        outcome = Outcome(output, manifest, main, Counts(0, 0), identity)
         outcome.phases["listing"] = time.monotonic() - started
         if not todo and not redo:
             if stored.get("state") != "complete":  # the last run was killed between its last image and its end
@@ -131,7 +128,7 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
         stored |= {
             "job": job.kind,
             "state": "running",
-            "identity": dict(job.identity),
+            "identity": identity,
             "inputs": [without_password(text) for text in settings.inputs],
             "runs": [*stored.get("runs", []), run],
         }
@@ -245,9 +242,10 @@ def _work(
             outcome.files,
             job.preprocessing,
             resources.decode_threads,
-            local_roots(settings.inputs),
+            Sources(settings.inputs, settings.source).local_roots(),
+            settings.source.image_column,
         )
-        factory = job.factory(resources)
+        factory = WithColumns(job.factory(resources), outcome.manifest.columns() or NO_COLUMNS)
         pipeline = Pipeline(fetch, factory, outputs, resources)
         ledger = Ledger(outcome.files, progress, faults.max_error_share, patience=8 + 2 * resources.num_actors)
         size = work.images_per_part or default_part_size(num_todo, resources)
@@ -303,7 +301,11 @@ def _write_deadly(
 ) -> None:
     """A row for an image at which each process that touched it died: accounted for, without touching it again."""
     image = manifest.read(ids).to_pylist()[0]
-    known = {**image, "error": "WorkerDied: each process that worked on this image died, several times"}
+    known = {
+        **image,
+        **image.get("columns", {}),
+        "error": "WorkerDied: each process that worked on this image died, several times",
+    }
     for name, schema in factory.schemas().items():
         rows = [pa.array([known.get(column.name)], column.type) for column in schema]
         outputs[name].write(ids, pa.table(rows, schema=schema))

@@ -16,7 +16,8 @@ import pyarrow as pa
 from jobs import schemas
 from jobs.outputs import PartFiles
 from jobs.resources import Plan
-from jobs.stages import FetchAndDecode, Part, PartWorker, ProcessorFactory
+from jobs.stages import FetchAndDecode, Part
+from jobs.worker import PartWorker, ProcessorFactory
 
 LOST_PARTS_LIMIT = 100
 """Parts whose workers died, again and again, before the run is given up as a whole."""

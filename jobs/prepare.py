@@ -9,16 +9,16 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from captionlib.config import to_dict
 from jobs import record
 from jobs.fetch import Denied, TransportFault, is_local
-from jobs.listing import list_images
 from jobs.manifest import ROWS_PER_GROUP, Manifest, delete_manifest
 from jobs.outputs import PartFiles
 from jobs.settings import PartSettings
+from jobs.sources import Sources
 from jobs.storage import Folder
 
 _PACKAGE = "/runtime_resources/working_dir_files/"
@@ -60,21 +60,19 @@ def check_places(*paths: str) -> None:
             )
 
 
-def check_inputs(inputs: Sequence[str]) -> None:
+def check_inputs(sources: Sources) -> None:
     """Find an image in the inputs, before anything that is there is touched.
 
     Raises:
         ValueError: an input does not exist or cannot be listed, or they hold no images.
     """
+    inputs = " ".join(sources.inputs)
     try:
-        found = [next(iter(list_images([text])), None) for text in inputs]
+        found = [sources.first(text) for text in sources.inputs]
     except (Denied, TransportFault, OSError) as error:
-        raise ValueError(f"the input {' '.join(inputs)} cannot be listed: {error}") from error
+        raise ValueError(f"the input {inputs} cannot be listed: {error}") from error
     if not any(found):
-        raise ValueError(
-            f"there are no images in {' '.join(inputs)}: files that end as images do are looked for, in all folders "
-            "that are not hidden"
-        )
+        raise ValueError(f"there are no images in {inputs}: {sources.looked_for}")
 
 
 def open_output(
@@ -125,8 +123,11 @@ def open_output(
     return stored
 
 
-def list_inputs(inputs: Sequence[str], output: Folder) -> Manifest:
+def list_inputs(sources: Sources, output: Folder, stored: Mapping[str, Any]) -> Manifest:
     """The manifest of an output, with what is new in the inputs.
+
+    Args:
+        stored: the record of the output.
 
     Raises:
         ValueError: an input cannot be listed.
@@ -136,23 +137,15 @@ def list_inputs(inputs: Sequence[str], output: Folder) -> Manifest:
         if seen >= 100_000 and seen % 100_000 < ROWS_PER_GROUP:
             print(f"listed {seen:,} images", file=sys.stderr, flush=True)
 
+    manifest = Manifest.open(output / "manifest")
+    runs = stored.get("runs") or [{}]
+    asked_before = runs[-1].get("settings", {}).get("source", {})
+    is_asked_again = not record.differences(asked_before, to_dict(sources.settings))
     try:
-        return Manifest.open(output / "manifest").append(list_images(inputs), note)
+        columns = manifest.columns() or sources.columns()
+        return manifest.append(sources.list(manifest.whole_shards() if is_asked_again else ()), note, columns)
     except (Denied, TransportFault) as error:
-        raise ValueError(f"the input {' '.join(inputs)} cannot be listed: {error}") from error
-
-
-def local_roots(inputs: Sequence[str]) -> tuple[str, ...]:
-    """The local folders that the inputs are in, which every machine of a cluster must see."""
-    roots = []
-    for text in inputs:
-        text = text.removeprefix("file://")
-        if is_local(text):
-            root = os.path.abspath(os.path.expanduser(text))
-            while not os.path.isdir(root):
-                root = os.path.dirname(root)
-            roots.append(root)
-    return tuple(roots)
+        raise ValueError(f"the input {' '.join(sources.inputs)} cannot be listed: {error}") from error
 
 
 def for_record(settings: PartSettings) -> dict[str, Any]:
@@ -161,6 +154,8 @@ def for_record(settings: PartSettings) -> dict[str, Any]:
     values["input"] = without_password(settings.input)
     values["also"] = [without_password(text) for text in settings.also]
     values["output"] = without_password(settings.output)
+    if settings.source.root is not None:
+        values["source"]["root"] = without_password(settings.source.root)
     return values
 
 

@@ -12,11 +12,15 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 """Rows of another version are not mixed with these."""
 
+# A manifest may have one column more, `columns`: a struct of what is carried along into the output.
 MANIFEST = pa.schema(
     [
         ("image_id", pa.int64()),
         ("path", pa.string()),
         ("size", pa.int64()),  # bytes; null where the listing does not say
+        ("shard", pa.string()),  # the tar or Parquet file that the image is in; null for a file of its own
+        ("offset", pa.int64()),  # of its first byte, in a tar
+        ("row", pa.int64()),  # in a Parquet file
     ]
 )
 
@@ -37,7 +41,8 @@ CAPTIONS = pa.schema(
 # A part of the job as Ray gets it.
 PART = pa.schema([("first", pa.int64()), ("last", pa.int64()), ("redo_errors", pa.bool_())])
 
-# The same part with its images decoded. A part is one row from end to end, so that Ray cannot cut it or join two.
+# The same part with its images decoded (and what is carried along, in `images`). A part is one row from end to end,
+# so that Ray cannot cut it or join two.
 DECODED = pa.schema(
     [
         *PART,

@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from captionlib.config import SearchConfig, from_dict, to_dict
+from jobs.source_settings import SourceSettings
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ class PartSettings:
 
     input: Positional[str]
     """Images: a folder (with all folders in it), a file, a pattern such as "photos/*.jpg", or a URL such as
-s3://bucket/photos."""
+s3://bucket/photos; a manifest, a WebDataset or Parquet files (see --input-format)."""
     output: Positional[str]
     """Where the rows go: a folder, or a URL such as s3://bucket/captions. The same command again goes on where
 it stopped, and does what is new."""
@@ -90,6 +91,7 @@ it stopped, and does what is new."""
     """Try the images again that failed in earlier runs."""
     config: Annotated[Path | None, _hint("FILE", "none")] = None
     """A YAML or TOML file with any of these settings; the command line has the last word."""
+    source: Annotated[SourceSettings, OmitArgPrefixes] = field(default_factory=SourceSettings)
     work: Annotated[WorkSettings, OmitArgPrefixes] = field(default_factory=WorkSettings)
     faults: Annotated[FaultSettings, OmitArgPrefixes] = field(default_factory=FaultSettings)
 
@@ -179,7 +181,7 @@ def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, A
     # Groups without a prefix on the command line have none in a file either.
     flat = {
         field.name: group
-        for group in ("work", "faults")
+        for group in ("source", "work", "faults")
         if group in hints
         for field in dataclasses.fields(hints[group])
     }

@@ -1,7 +1,4 @@
-"""What Ray's workers do with a part of the job: fetch and decode its images, then have the model work on them.
-
-`FetchAndDecode` runs as CPU tasks, `PartWorker` as actors that load the model once, write the part, and pass on a
-receipt only.
+"""The first half of a job, in Ray's CPU tasks: fetch and decode the images of a part.
 
 Shapes: B images of a part, S side of the square input.
 """
@@ -13,21 +10,24 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from captionlib.images import ImageDecodeError, decode_image
 from captionlib.transforms import to_pixels
 from jobs import schemas
-from jobs.fetch import Denied, InputFault, TransportFault, is_local, read_bytes
+from jobs.fetch import Denied, InputFault, TransportFault, is_local
+from jobs.listing import Listed
 from jobs.manifest import Manifest
-from jobs.outputs import PartFiles, failed_ids, replace_rows
+from jobs.outputs import PartFiles, failed_ids
 from jobs.ranges import IdRange
+from jobs.reader import ImageReader, listed
 
 if TYPE_CHECKING:
     from captionlib.config import Preprocessing
@@ -46,9 +46,6 @@ class Part(NamedTuple):
     """Only those whose row has an error; the rows of the others stay."""
 
 
-# --- fetch and decode -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class FetchAndDecode:
     """A part's ids → its pixels, or its errors."""
@@ -61,6 +58,8 @@ class FetchAndDecode:
     """Images decoded at once."""
     local_roots: tuple[str, ...] = ()
     """Folders that every machine must see: without this, images elsewhere would count as not found."""
+    image_column: str | None = None
+    """Of Parquet files with images."""
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """One row of `schemas.PART` → one of `schemas.DECODED`.
@@ -84,15 +83,19 @@ class FetchAndDecode:
             # Nobody foresaw it, so nobody can say that the images are at fault: leave the part for later.
             logger.exception("images %s to %s", part["first"], part["last"])
             return _put_off(part, "deferred", f"{type(error).__name__}: {error}")
-        facts = pa.StructArray.from_arrays(
-            [
-                rows.column("image_id").combine_chunks(),
-                rows.column("path").combine_chunks(),
-                pa.array([image.width for image in images], pa.int32()),
-                pa.array([image.height for image in images], pa.int32()),
-                pa.array([image.error for image in images], pa.string()),
-            ],
-            ["image_id", "path", "width", "height", "error"],
+        facts = {
+            "image_id": rows.column("image_id"),
+            "path": rows.column("path"),
+            "width": pa.array([image.width for image in images], pa.int32()),
+            "height": pa.array([image.height for image in images], pa.int32()),
+            "error": pa.array([image.error for image in images], pa.string()),
+        }
+        if "columns" in rows.column_names:
+            carried = rows.column("columns")
+            facts |= {field.name: pc.struct_field(carried, field.name) for field in carried.type}
+        facts_of_each = pa.StructArray.from_arrays(
+            [fact.combine_chunks() if isinstance(fact, pa.ChunkedArray) else fact for fact in facts.values()],
+            list(facts),
         )
         pictures = [image.pixels for image in images if image.pixels is not None]
         pixels = np.stack(pictures) if pictures else np.empty(0, np.uint8)  # (B, S, S, 3)
@@ -104,15 +107,14 @@ class FetchAndDecode:
             "decode_seconds": sum(image.decode_seconds for image in images),
         }
         nested = {
-            "images": pa.ListArray.from_arrays(pa.array([0, len(images)], pa.int32()), facts),
+            "images": pa.ListArray.from_arrays(pa.array([0, len(images)], pa.int32()), facts_of_each),
             "pixels": _one_binary(pixels),
         }
         return pa.table(
-            [
-                nested[field.name] if field.name in nested else pa.array([row.get(field.name)], field.type)
+            {
+                field.name: nested.get(field.name, pa.array([row.get(field.name)], field.type))
                 for field in schemas.DECODED
-            ],
-            schema=schemas.DECODED,
+            }
         )
 
     def _rows(self, part: Mapping[str, Any]) -> pa.Table:
@@ -125,24 +127,25 @@ class FetchAndDecode:
         return rows
 
     def _read_all(self, rows: pa.Table) -> list[_Decoded]:
-        paths: list[str] = rows.column("path").to_pylist()
-        sizes: list[int | None] = rows.column("size").to_pylist()
+        places = listed(rows)
         # Many reads may wait at once, but only `threads` images are decoded at once: each may take 0.5 GB.
         decoding = threading.Semaphore(self.threads)
         give_up = threading.Event()
 
-        def read(path: str, size: int | None) -> _Decoded:
+        def read(place: Listed) -> _Decoded:
             if give_up.is_set():
                 return _Decoded()  # the part is lost already: do not wait for a dead server once per image
             try:
-                return self._read(path, size, decoding)
+                return self._read(reader, place, decoding)
             except BaseException:
                 give_up.set()
                 raise
 
-        num_threads = self.threads if all(map(is_local, paths)) else max(self.threads, READ_THREADS_REMOTE)
-        with ThreadPoolExecutor(num_threads) as pool:
-            images = list(pool.map(read, paths, sizes))
+        # A Parquet file is read row after row; all else that is remote, many at once.
+        at_once = any(not is_local(place.path) and place.row is None for place in places)
+        num_threads = max(self.threads, READ_THREADS_REMOTE) if at_once else self.threads
+        with ImageReader(self.image_column) as reader, ThreadPoolExecutor(num_threads) as pool:
+            images = list(pool.map(read, places))
         refused = [image.error for image in images if image.error and image.error.startswith("PermissionDenied")]
         if len(refused) == len(images) > 1:
             raise Denied(
@@ -150,10 +153,10 @@ class FetchAndDecode:
             )
         return images
 
-    def _read(self, path: str, size: int | None, decoding: threading.Semaphore) -> _Decoded:
+    def _read(self, reader: ImageReader, place: Listed, decoding: threading.Semaphore) -> _Decoded:
         started = time.monotonic()
         try:
-            data = read_bytes(path, size)
+            data = reader.read(place)
         except InputFault as fault:
             return _Decoded(error=str(fault), read_seconds=time.monotonic() - started)
         read_seconds = time.monotonic() - started
@@ -188,91 +191,3 @@ def _one_binary(values: np.ndarray) -> pa.Array:
     offsets = np.array([0, values.nbytes], np.int64)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
     return pa.Array.from_buffers(pa.large_binary(), 1, buffers)
-
-
-# --- the model's part -------------------------------------------------------------------------------------------
-
-
-class Processor(Protocol):
-    """A model in an actor: pixels in, columns of the output out."""
-
-    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
-        """For each of the output's folders the model's columns, B long; B may be 0.
-
-        Args:
-            pixels: uint8 (B, S, S, 3) in [0, 255], read-only.
-            image_ids: B ids, for whatever is drawn at random.
-        """
-
-
-class ProcessorFactory(Protocol):
-    """Travels to the actors, and loads the model there."""
-
-    def schemas(self) -> Mapping[str, pa.Schema]:
-        """For each of the output's folders the schema of its rows, metadata included."""
-
-    def load(self) -> Processor:
-        """Load the model."""
-
-
-class PartWorker:
-    """An actor: decoded parts → the model → files in the output, and a receipt for each.
-
-    Args:
-        outputs: by folder name. The last one's file is what says that a part is finished, so it is written last.
-    """
-
-    def __init__(self, factory: ProcessorFactory, outputs: Mapping[str, PartFiles]) -> None:
-        self.processor = factory.load()
-        self.schemas = factory.schemas()
-        self.outputs = outputs
-        self.one_at_a_time = threading.Lock()  # an actor may write one part while the model works on the next
-        self.node = socket.gethostname()
-
-    def __call__(self, parts: pa.Table) -> pa.Table:
-        """One row of `schemas.DECODED` → one of `schemas.RECEIPT`."""
-        assert parts.num_rows == 1, f"{parts.num_rows} parts at once"
-        part = parts.drop_columns(["images", "pixels"]).to_pylist()[0]
-        nothing = {"done": 0, "failed": 0, "model_seconds": 0.0, "write_seconds": 0.0}
-        receipt = {name: part[name] for name in schemas.RECEIPT.names if name in part}
-        receipt |= nothing | {"node": self.node}
-        if part["status"] == "ready":
-            try:
-                receipt |= self._work(part, parts.column("images")[0].values, parts.column("pixels")[0])
-            except Exception as error:
-                # Not committed, so not lost: the driver tries the part again, and says so if it never works.
-                logger.exception("images %s to %s", part["first"], part["last"])
-                receipt |= {"status": "deferred", "reason": f"{type(error).__name__}: {error}"[:500]}
-        return pa.Table.from_pylist([receipt], schema=schemas.RECEIPT)
-
-    def _work(self, part: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar) -> dict[str, Any]:
-        """Let the model work on a part, and write it.
-
-        Args:
-            images: `images` of `schemas.DECODED`.
-            pixels: uint8 (B, S, S, 3) as bytes, of those without an error.
-        """
-        ids = IdRange(part["first"], part["last"])
-        facts = {name: images.field(name) for name in ("image_id", "path", "width", "height", "error")}
-        good = facts["error"].is_null().to_numpy(zero_copy_only=False)
-        # (B, S, S, 3), in Ray's shared memory.
-        batch = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(-1, part["side"], part["side"], 3)
-        with self.one_at_a_time:
-            started = time.monotonic()
-            made = self.processor(batch, facts["image_id"].to_numpy()[good].tolist())
-            worked = time.monotonic()
-        # Row i of the part takes the model's row number `good[:i].sum()`, or null.
-        places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
-        writing = time.monotonic()
-        for name, files in self.outputs.items():
-            schema = self.schemas[name]
-            columns = facts | {column: values.take(places) for column, values in made[name].items()}
-            table = pa.table([columns[column] for column in schema.names], schema=schema)
-            files.write(ids, replace_rows(files.read(ids), table) if part["redo_errors"] else table)
-        return {
-            "status": "committed",
-            "done": int(good.sum()),
-            "failed": int((~good).sum()),
-            "model_seconds": worked - started,
-            "write_seconds": time.monotonic() - writing,
-        }

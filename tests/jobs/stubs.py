@@ -65,10 +65,10 @@ class Stub:
 
 
 def settings(
-    source: Path | str, output: Path | str, *, work: dict | None = None, faults: dict | None = None, **more
+    given: Path | str, output: Path | str, *, work: dict | None = None, faults: dict | None = None, **more
 ) -> PartSettings:
     return PartSettings(
-        input=str(source),
+        input=str(given),
         output=str(output),
         work=WorkSettings(**{"images_per_part": 8, **(work or {})}),
         faults=FaultSettings(**{"transport_pause": 0.0, **(faults or {})}),
@@ -88,5 +88,5 @@ def stub_job(factory: StubFactory = StubFactory()) -> PartJob:
     )
 
 
-def run_stub(source: Path | str, output: Path | str, factory: StubFactory = StubFactory(), **more) -> Outcome:
-    return run_job(stub_job(factory), settings(source, output, **more))
+def run_stub(given: Path | str, output: Path | str, factory: StubFactory = StubFactory(), **more) -> Outcome:
+    return run_job(stub_job(factory), settings(given, output, **more))

@@ -7,9 +7,10 @@ import pytest
 from flaky import flaky_server
 
 from jobs import manifest as module
-from jobs.listing import Listed, list_images
+from jobs.listing import Listed
 from jobs.manifest import Manifest
 from jobs.ranges import IdRange
+from jobs.sources import Sources
 from jobs.storage import Folder
 
 
@@ -21,7 +22,7 @@ def touch(root, *names):
 
 
 def names(root, *inputs):
-    return [os.path.relpath(item.path, root) for item in list_images(inputs or [str(root)])]
+    return [os.path.relpath(item.path, root) for item in Sources(inputs or (str(root),)).list()]
 
 
 # --- listing ----------------------------------------------------------------------------------------------------
@@ -30,7 +31,7 @@ def names(root, *inputs):
 def test_a_folder_is_listed_in_order_with_what_is_in_it(tmp_path):
     touch(tmp_path, "b.jpg", "a/2.PNG", "a/10.jpeg", "c.txt", ".hidden.jpg", ".git/x.jpg", "d.webp", "z.jpg/y.jpg")
     assert names(tmp_path) == ["a/10.jpeg", "a/2.PNG", "b.jpg", "d.webp", "z.jpg/y.jpg"]
-    assert {item.size for item in list_images([str(tmp_path)])} == {5}
+    assert {item.size for item in Sources((str(tmp_path),)).list()} == {5}
 
 
 def test_names_as_people_give_them(tmp_path):
@@ -70,15 +71,15 @@ def test_an_fsspec_url():
     memory = fsspec.filesystem("memory")
     for name in ("/bucket/p/b.jpg", "/bucket/p/a/1.jpg", "/bucket/p/.h/2.jpg", "/bucket/p/notes.txt"):
         memory.pipe_file(name, b"123")
-    found = list(list_images(["memory://bucket/p"]))
+    found = list(Sources(("memory://bucket/p",)).list())
     assert found == [Listed("memory:///bucket/p/a/1.jpg", 3), Listed("memory:///bucket/p/b.jpg", 3)]
-    assert [item.size for item in list_images(["memory://bucket/p/*.jpg"])] == [3]
+    assert [item.size for item in Sources(("memory://bucket/p/*.jpg",)).list()] == [3]
 
 
 def test_a_web_folder(tmp_path):
     touch(tmp_path, "photos/a.jpg", "photos/more/b c.jpg", "photos/x.txt")
     with flaky_server(tmp_path) as server:
-        found = [item.path.removeprefix(server.url) for item in list_images([f"{server.url}/photos/"])]
+        found = [item.path.removeprefix(server.url) for item in Sources((f"{server.url}/photos/",)).list()]
     assert found == ["/photos/a.jpg", "/photos/more/b%20c.jpg"]
 
 
@@ -86,7 +87,7 @@ def test_a_web_folder(tmp_path):
 def test_an_input_that_does_not_exist(tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
-        list(list_images([given]))
+        list(Sources((given,)).list())
 
 
 # --- manifest ---------------------------------------------------------------------------------------------------

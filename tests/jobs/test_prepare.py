@@ -7,11 +7,11 @@ import pytest
 from stubs import run_stub, settings
 
 from jobs import record, schemas
-from jobs.listing import list_images
 from jobs.manifest import Manifest
 from jobs.outputs import PartFiles
-from jobs.prepare import check_inputs, check_places, for_record, local_roots, open_output
+from jobs.prepare import check_inputs, check_places, for_record, open_output
 from jobs.ranges import IdRange
+from jobs.sources import Sources
 from jobs.storage import Folder
 
 IDENTITY = {"schema_version": 1, "model": "stub 1"}
@@ -21,7 +21,7 @@ IDENTITY = {"schema_version": 1, "model": "stub 1"}
 def finished(tmp_path, make_images):
     """The output of a run over two images."""
     output = Folder.of(str(tmp_path / "out"))
-    Manifest.open(output / "manifest").append(list_images([str(make_images(2))]))
+    Manifest.open(output / "manifest").append(Sources((str(make_images(2)),)).list())
     files = PartFiles(output / "captions", "captions")
     files.write(IdRange(0, 1), pa.Table.from_pylist([{"image_id": 0}, {"image_id": 1}], schema=schemas.CAPTIONS))
     record.write_record(output, {"job": "stub", "state": "complete", "identity": IDENTITY})
@@ -92,13 +92,13 @@ def test_a_wrong_input_does_not_cost_the_output(finished, tmp_path):
 
 def test_one_input_with_an_image_is_enough(tmp_path, make_images):
     (tmp_path / "empty").mkdir()
-    check_inputs([str(tmp_path / "empty"), str(make_images(1))])
+    check_inputs(Sources((str(tmp_path / "empty"), str(make_images(1)))))
 
 
 def test_folders_that_every_machine_must_see(tmp_path, make_images):
     source = make_images(1)
-    given = [str(source), f"{source}/*.jpg", f"file://{source}/0000.jpg", "s3://bucket/photos"]
-    assert local_roots(given) == (str(source),) * 3
+    given = (str(source), f"{source}/*.jpg", f"file://{source}/0000.jpg", "s3://bucket/photos")
+    assert Sources(given).local_roots() == (str(source),) * 3
 
 
 def test_the_record_holds_no_password():

@@ -11,13 +11,15 @@ from stubs import StubFactory
 
 from captionlib.config import Preprocessing, SearchConfig
 from jobs import fetch, schemas
-from jobs.listing import Listed, list_images
+from jobs.listing import Listed
 from jobs.manifest import Manifest
 from jobs.outputs import PartFiles
 from jobs.processors import CaptionFactory
 from jobs.ranges import IdRange
-from jobs.stages import FetchAndDecode, PartWorker
+from jobs.sources import Sources
+from jobs.stages import FetchAndDecode
 from jobs.storage import Folder
+from jobs.worker import PartWorker
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,7 @@ def stages(tmp_path):
 
     def make(source, factory=StubFactory(), size=16):  # noqa: B008  it is frozen
         output = Folder.of(str(tmp_path / "out"))
-        manifest = Manifest.open(output / "manifest").append(list_images([str(source)]))
+        manifest = Manifest.open(output / "manifest").append(Sources((str(source),)).list())
         files = PartFiles(output / "captions", "captions")
         return FetchAndDecode(manifest, files, Preprocessing(size=size), 2), PartWorker(factory, {"captions": files})
 

@@ -1,0 +1,127 @@
+"""The second half of a job, in Ray's actors: the model works on decoded parts; their rows are written; receipts go on.
+
+Shapes: B images of a part, S side of the square input.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from jobs import schemas
+from jobs.outputs import PartFiles, replace_rows
+from jobs.ranges import IdRange
+
+logger = logging.getLogger(__name__)
+
+
+class Processor(Protocol):
+    """A model in an actor: pixels in, columns of the output out."""
+
+    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
+        """For each of the output's folders the model's columns, B long; B may be 0.
+
+        Args:
+            pixels: uint8 (B, S, S, 3) in [0, 255], read-only.
+            image_ids: B ids, for whatever is drawn at random.
+        """
+
+
+class ProcessorFactory(Protocol):
+    """Travels to the actors, and loads the model there."""
+
+    def schemas(self) -> Mapping[str, pa.Schema]:
+        """For each of the output's folders the schema of its rows, metadata included."""
+
+    def load(self) -> Processor:
+        """Load the model."""
+
+
+@dataclass(frozen=True)
+class WithColumns:
+    """A factory whose rows carry further columns, as the manifest has them, behind their own."""
+
+    factory: ProcessorFactory
+    columns: pa.Schema
+
+    def schemas(self) -> Mapping[str, pa.Schema]:
+        """The factory's, with these columns."""
+        return {
+            name: pa.schema([*schema, *self.columns], schema.metadata)
+            for name, schema in self.factory.schemas().items()
+        }
+
+    def load(self) -> Processor:
+        """Load the model."""
+        return self.factory.load()
+
+
+class PartWorker:
+    """An actor: decoded parts → the model → files in the output, and a receipt for each.
+
+    Args:
+        outputs: by folder name. The last one's file is what says that a part is finished, so it is written last.
+    """
+
+    def __init__(self, factory: ProcessorFactory, outputs: Mapping[str, PartFiles]) -> None:
+        self.processor = factory.load()
+        self.schemas = factory.schemas()
+        self.outputs = outputs
+        self.one_at_a_time = threading.Lock()  # an actor may write one part while the model works on the next
+        self.node = socket.gethostname()
+
+    def __call__(self, parts: pa.Table) -> pa.Table:
+        """One row of `schemas.DECODED` → one of `schemas.RECEIPT`."""
+        assert parts.num_rows == 1, f"{parts.num_rows} parts at once"
+        part = parts.drop_columns(["images", "pixels"]).to_pylist()[0]
+        nothing = {"done": 0, "failed": 0, "model_seconds": 0.0, "write_seconds": 0.0}
+        receipt = {name: part[name] for name in schemas.RECEIPT.names if name in part}
+        receipt |= nothing | {"node": self.node}
+        if part["status"] == "ready":
+            try:
+                receipt |= self._work(part, parts.column("images")[0].values, parts.column("pixels")[0])
+            except Exception as error:
+                # Not committed, so not lost: the driver tries the part again, and says so if it never works.
+                logger.exception("images %s to %s", part["first"], part["last"])
+                receipt |= {"status": "deferred", "reason": f"{type(error).__name__}: {error}"[:500]}
+        return pa.Table.from_pylist([receipt], schema=schemas.RECEIPT)
+
+    def _work(self, part: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar) -> dict[str, Any]:
+        """Let the model work on a part, and write it.
+
+        Args:
+            images: `images` of `schemas.DECODED`.
+            pixels: uint8 (B, S, S, 3) as bytes, of those without an error.
+        """
+        ids = IdRange(part["first"], part["last"])
+        facts = {field.name: images.field(field.name) for field in images.type}
+        good = facts["error"].is_null().to_numpy(zero_copy_only=False)
+        # (B, S, S, 3), in Ray's shared memory.
+        batch = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(-1, part["side"], part["side"], 3)
+        with self.one_at_a_time:
+            started = time.monotonic()
+            made = self.processor(batch, facts["image_id"].to_numpy()[good].tolist())
+            worked = time.monotonic()
+        # Row i of the part takes the model's row number `good[:i].sum()`, or null.
+        places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
+        writing = time.monotonic()
+        for name, files in self.outputs.items():
+            schema = self.schemas[name]
+            columns = facts | {column: values.take(places) for column, values in made[name].items()}
+            table = pa.table([columns[column] for column in schema.names], schema=schema)
+            files.write(ids, replace_rows(files.read(ids), table) if part["redo_errors"] else table)
+        return {
+            "status": "committed",
+            "done": int(good.sum()),
+            "failed": int((~good).sum()),
+            "model_seconds": worked - started,
+            "write_seconds": time.monotonic() - writing,
+        }
