@@ -42,7 +42,7 @@ class Cluster:
 
     folder: Path
     env: Mapping[str, str]
-    ports: list[int] = field(default_factory=lambda: free_ports(4))
+    ports: list[int] = field(default_factory=lambda: free_ports(3))
     nodes: dict[str, Session] = field(default_factory=dict)
 
     @property
@@ -51,16 +51,17 @@ class Cluster:
 
     def start(self, name: str, *, num_cpus: int) -> None:
         """Start a node, the first one as the head."""
-        gcs, dashboard, client, agent = self.ports
+        gcs, dashboard, client = self.ports
         if self.nodes:
-            (agent,) = free_ports(1)  # two nodes on one machine must not both take Ray's fixed default
             role = [f"--address=127.0.0.1:{gcs}"]
         else:
             role = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
             role += ["--dashboard-host=127.0.0.1", f"--temp-dir={self.env['RAY_TMPDIR']}"]
+        # Fixed, or two nodes on one machine take the same ones; nor does Ray wait then until the agents have theirs.
+        names = ("dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export", "runtime-env-agent")
+        ports = [f"--{name}-port={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
         command = [
-            *RAY, "start", "--block", "--node-ip-address=127.0.0.1", *role, f"--num-cpus={num_cpus}",
-            f"--dashboard-agent-listen-port={agent}", "--metrics-export-port=0",
+            *RAY, "start", "--block", "--node-ip-address=127.0.0.1", *role, f"--num-cpus={num_cpus}", *ports,
             f"--object-store-memory={STORE_BYTES}",
         ]  # fmt: skip
         for _ in range(3):  # Ray gives itself 30 seconds, which a busy machine may exceed
