@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction
@@ -23,6 +24,7 @@ from jobs.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
 from jobs.settings import parse, peek
 
 if TYPE_CHECKING:
+    from jobs.listing import Listed
     from jobs.measure import Found, JobTimes, Loaded
 
 PROG = "python -m jobs.benchmark"
@@ -143,7 +145,7 @@ def measure(settings: BenchmarkSettings) -> Measured:
     engine = predictor.engine.name
     del predictor  # its memory, for the job's
     _say("the job, with Ray")
-    job = _time_job(settings, [image.path for image in found.images])
+    job = _time_job(settings, found.images)
     good = len(loaded.pixels)
     rates = Rates(
         listing=found.num_seen / found.seconds,
@@ -158,7 +160,7 @@ def measure(settings: BenchmarkSettings) -> Measured:
     return Measured(found, loaded, rates, job, engine)
 
 
-def _time_job(settings: BenchmarkSettings, paths: Sequence[str]) -> JobTimes:
+def _time_job(settings: BenchmarkSettings, images: Sequence[Listed]) -> JobTimes:
     from jobs.measure import time_job
 
     flags = ["--no-report", "--model", settings.model, "--max-error-share", "1"]
@@ -171,7 +173,12 @@ def _time_job(settings: BenchmarkSettings, paths: Sequence[str]) -> JobTimes:
         else:
             flags += [flag, str(value)]
     with tempfile.TemporaryDirectory() as folder:
-        return time_job(paths, f"{folder}/out", *flags)
+        if images[0].shard is not None:
+            source = images[0].shard  # as a whole: the job takes no single images out of one
+        else:
+            source = f"{folder}/sample.txt"
+            Path(source).write_text("".join(f"{image.path}\n" for image in images), encoding="utf-8")
+        return time_job(source, f"{folder}/out", *flags)
 
 
 def _say(text: str) -> None:

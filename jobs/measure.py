@@ -6,12 +6,10 @@ Shapes: B images of a batch, S side of the square input.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -193,8 +191,8 @@ def loop_seconds(predictor: Predictor, images: Sequence[Listed], search: SearchC
         return time.monotonic() - started
 
 
-def time_job(source: Sequence[str], output: str, *flags: str, env: Mapping[str, str] | None = None) -> JobTimes:
-    """Run `python -m jobs.caption` on this machine over inputs, in a process of its own.
+def time_job(source: str, output: str, *flags: str, env: Mapping[str, str] | None = None) -> JobTimes:
+    """Run `python -m jobs.caption` on this machine over an input, in a process of its own.
 
     Raises:
         ValueError: it failed; with its last words.
@@ -204,13 +202,10 @@ def time_job(source: Sequence[str], output: str, *flags: str, env: Mapping[str, 
 
     environment = {name: value for name, value in os.environ.items() if name not in _OF_A_JOB} | dict(env or {})
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Path(folder) / "inputs.yaml"
-        settings.write_text(json.dumps({"also": list(source[1:])}))
-        command = [sys.executable, "-m", "jobs.caption", source[0], output, "--config", str(settings), *flags]
-        started = time.monotonic()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        seconds = time.monotonic() - started
+    command = [sys.executable, "-m", "jobs.caption", source, output, *flags]
+    started = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    seconds = time.monotonic() - started
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise ValueError(f"the caption job failed: {last}")

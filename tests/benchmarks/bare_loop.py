@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from captionlib.config import SearchConfig
 from captionlib.predictor import Predictor
-from jobs.listing import list_images
+from jobs.listing import list_files
 from jobs.measure import loop_seconds, num_cpus
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -25,5 +25,5 @@ parser.add_argument("--batch-size", type=int, default=32)
 arguments = parser.parse_args()
 
 predictor = Predictor.from_checkpoint(arguments.model, num_threads=num_cpus())
-images = list(list_images([arguments.folder]))
+images = list(list_files(arguments.folder))
 print(json.dumps(loop_seconds(predictor, images, SearchConfig(method=arguments.search), arguments.batch_size)))

@@ -97,11 +97,11 @@ class Bench:
         """Beam search in batches of 32, and image by image."""
         from captionlib.config import SearchConfig
         from captionlib.predictor import Predictor
-        from jobs.listing import list_images
+        from jobs.listing import list_files
         from jobs.measure import load, model_seconds
 
         predictor = Predictor.from_checkpoint(num_threads=num_cpus())
-        pixels = load(list(list_images([str(self.images)]))[:128], predictor.preprocessing).pixels
+        pixels = load(list(list_files(str(self.images)))[:128], predictor.preprocessing).pixels
         for name, size in (("batches of 32", 32), ("one by one", 1)):
             encoder, search = model_seconds(predictor, pixels, SearchConfig(method="beam", beam_width=3), size)
             self._note(f"search, {name}", len(pixels) / search)
@@ -109,7 +109,7 @@ class Bench:
 
     def start(self, repeat: int) -> None:
         """Ten photos, from the command to the prompt."""
-        done = time_job([str(self.few)], str(self.folder / f"few{repeat}"))
+        done = time_job(str(self.few), str(self.folder / f"few{repeat}"))
         self._note("10 photos: seconds", done.seconds)
         for phase, seconds in done.run.get("seconds_by_phase", {}).items():
             self._note(f"10 photos: seconds, {phase}", seconds)
