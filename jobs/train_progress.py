@@ -65,7 +65,7 @@ class TrainProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         if self._bar is not None:
             self._bar.stop()
 
@@ -76,10 +76,11 @@ class TrainProgress:
         while not last:
             last = self._stop.wait(_POLL_SECONDS)  # after the end, once more for what came meanwhile
             try:
-                for event in ray.get(self.board.take.remote(), timeout=5):
-                    self._show(event)
+                events = ray.get(self.board.take.remote(), timeout=60 if last else None)
             except ray.exceptions.RayError:
                 return  # the cluster is gone, and the driver will say so
+            for event in events:
+                self._show(event)
 
     def _show(self, event: dict[str, Any]) -> None:
         if "text" in event:

@@ -42,7 +42,7 @@ class RunReport:
             return
         try:
             self._write(history)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the training is worth more than its report
             if not self._has_complained:
                 print(f"the report in {self.folder.url} could not be written: {error}", file=sys.stderr, flush=True)
             self._has_complained = True

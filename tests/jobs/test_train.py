@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from tiny_training import SENTENCES, write_grid_features
 
 from captionlib.checkpoints import load_checkpoint, weights_fingerprint
 from captionlib.encoders import build_encoder, describe_encoder
-from captionlib.features import feature_schema
+from captionlib.predictor import Predictor
 from jobs.train import main
 
 NUM_TRAIN, NUM_DEV = 24, 6
-SENTENCES = {
-    0: ["A dog runs on the grass .", "The dog is running ."],
-    1: ["A child plays in the snow .", "A child in a red coat ."],
-    2: ["Two men ride bikes .", "Men on bikes ride down a hill ."],
-}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +37,7 @@ def dataset(tmp_path: Path, encoder_fingerprint: str) -> Path:
     values = centres[kinds][:, None] + 0.1 * rng.normal(size=(len(names), encoder.num_positions, encoder.feature_dim))
     folder = tmp_path / "features"
     folder.mkdir()
-    write_features(folder / "part-0.parquet", names, values, encoder_fingerprint)
+    write_grid_features(folder / "part-0.parquet", names, values, encoder_fingerprint)
     rows = [
         f"{name},{caption},{'train' if number < NUM_TRAIN else 'dev'}"
         for number, name in enumerate(names)
@@ -50,18 +45,6 @@ def dataset(tmp_path: Path, encoder_fingerprint: str) -> Path:
     ]
     (tmp_path / "captions.csv").write_text("\n".join(["path,caption,split", *rows]) + "\n")
     return tmp_path
-
-
-def write_features(path: Path, names: list[str], values: np.ndarray, fingerprint: str) -> None:
-    schema = feature_schema(describe_encoder("efficientnet_lite", "efficientnet_lite0"), fingerprint)
-    flat = pa.array(values.astype(np.float16).reshape(-1), pa.float16())
-    columns = [
-        pa.array(range(len(names)), pa.int64()),
-        pa.array(names),
-        pa.FixedSizeListArray.from_arrays(flat, values[0].size),
-        pa.nulls(len(names), pa.string()),
-    ]
-    pq.write_table(pa.table(columns, schema=schema), path)
 
 
 def arguments(dataset: Path, *more: str, run: str = "run") -> list[str]:
@@ -158,7 +141,7 @@ def test_features_that_are_not_finite(
     names = [f"{number:02d}.jpg" for number in range(NUM_TRAIN + NUM_DEV)]
     values = np.zeros((len(names), 49, 1280))
     values[7, 3, 11] = np.nan
-    write_features(dataset / "features" / "part-0.parquet", names, values, encoder_fingerprint)
+    write_grid_features(dataset / "features" / "part-0.parquet", names, values, encoder_fingerprint)
     message = fails(arguments(dataset), capsys)
     assert "07.jpg" in message
     assert "not finite" in message
@@ -174,3 +157,53 @@ def test_a_wrong_number_is_refused_by_name(dataset: Path, capsys: pytest.Capture
         main(arguments(dataset, "--training.epochs", "0"))
     assert exit_status.value.code == 2
     assert "epochs must be at least 1, got 0" in capsys.readouterr().err
+
+
+def write_image_captions(images: Path, count: int) -> None:
+    rows = [f"{i:04d}.jpg,{SENTENCES[i % 3][0]},{'train' if i < count - 2 else 'dev'}" for i in range(count)]
+    (images.parent / "captions.csv").write_text("\n".join(["path,caption,split", *rows]) + "\n")
+
+
+def from_images(images: Path, *more: str) -> list[str]:
+    small = ("--training.images-per-step", "3", "--training.epochs", "2", "--decoder.embedding-dim", "16")
+    return [str(images), *arguments(images.parent)[1:], "--from-images", *small, *more]
+
+
+def test_an_encoder_is_trained_from_a_stage_on(
+    make_images: Callable[..., Path], ray_of_two_cpus: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = make_images(8)
+    write_image_captions(images, 8)
+    assert main(from_images(images, "--encoder.train-from", "head")) == 0
+    assert "images through an encoder trained from head on" in capsys.readouterr().err
+    trained = load_checkpoint(images.parent / "run" / "best")
+    encoder = build_encoder(trained.model.encoder, pretrained=True)
+    known = {f"encoder.{name}": value.half().float() for name, value in encoder.state_dict().items()}
+    changed = {name for name, value in trained.weights.items() if name in known and not value.equal(known[name])}
+    assert changed
+    assert {name.split(".")[3] for name in changed} == {"head"}
+    assert Predictor(trained, engine="torch").caption([images / "0000.jpg"])[0][0].text
+    assert "trained from head on" in (images.parent / "run" / "best" / "model_card.md").read_text()
+
+
+def test_what_is_wrong_with_images(make_images: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    images = make_images(8)
+    write_image_captions(images, 9)
+    assert "0008.jpg" in fails(from_images(images), capsys)
+    write_image_captions(images, 8)
+    message = fails(from_images(images, "--encoder.train-from", "layer9"), capsys)
+    assert "efficientnet_lite0 has no stage 'layer9'; it has " in message
+    with pytest.raises(SystemExit):
+        main([*arguments(images.parent), "--encoder.name", "resnet50"])
+    assert "--from-images" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_names_its_images_and_is_not_tried_again(
+    dataset: Path, ray_of_two_cpus: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learning = ("--training.optimizer.learning-rate", "1e30", "--training.optimizer.kind", "sgd")
+    assert main(arguments(dataset, *learning, "--training.optimizer.clip-norm", "0")) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "at step" in message
+    assert ".jpg" in message
+    assert "--training.optimizer.learning-rate" in message

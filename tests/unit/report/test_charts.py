@@ -5,7 +5,7 @@ import re
 import pytest
 
 from captionlib import report
-from captionlib.report.charts import HEIGHT, LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP, compact, ticks
+from captionlib.report.charts import HEIGHT, LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP, compact, line_chart, ticks
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,10 @@ def test_whole_numbers_on_the_axis_of_epochs() -> None:
     labels = re.findall(r'text-anchor="middle">(.*?)<', chart.svg)
     assert labels == ["1", "2", "3", "epoch"]
     assert "<title>dev at epoch 3: 3.25</title>" in chart.svg
+
+
+def test_values_far_below_one_have_ticks_of_their_own() -> None:
+    found = ticks(3e-14, 3e-14)
+    assert len(found) == len(set(found)) > 1
+    assert found[0] <= 3e-14 <= found[-1]
+    assert "polyline" in line_chart("t", {"a": [(1, 3e-14)]}, x_label="epoch").svg
