@@ -38,7 +38,7 @@ def train(settings: TrainSettings) -> int:
     from jobs.train_data import prepare
     from jobs.train_export import export_best, find_encoder
     from jobs.train_report import RunReport
-    from jobs.train_run import BEST, check_run, fit
+    from jobs.train_run import BEST, check_run, clean, fit
 
     check_places(settings.run)
     prepared = prepare(settings)
@@ -46,6 +46,7 @@ def train(settings: TrainSettings) -> int:
     if check_run(settings, prepared):
         print(f"Nothing to do: the run is finished, its best checkpoint is {settings.run}/{BEST}")
         return 0
+    clean(settings.run)
     print(prepared.summary(), file=sys.stderr, flush=True)
     report = RunReport(prepared)
     directory = export_best(prepared, encoder, fit(settings, prepared, report.write), report)

@@ -19,6 +19,7 @@ from jobs.train_settings import TrainSettings
 BEST = "best"
 """The folder of the exported checkpoint, in the run's folder; written when the run is finished."""
 _SETTINGS_FILE = "settings.json"
+_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that are whole
 # What may differ between a run and its resumption: it changes where the work is done, not what is learnt. What lies
 # where is among these: `Prepared.identity` says what it is.
 _MAY_DIFFER = {
@@ -56,6 +57,19 @@ def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
         return False
     except OSError as error:
         raise ValueError(f"the run's folder {settings.run} cannot be written: {error}") from error
+
+
+def clean(run: str) -> None:
+    """Delete the checkpoints that a killed run had begun to write or to delete: Ray Train's record names them not."""
+    folder = Folder.of(run)
+    fs = filesystem(folder.url)
+    if not fs.isdir(folder.url):
+        return
+    record = folder.read(_RECORD).decode() if folder.exists(_RECORD) else ""
+    for item in fs.ls(folder.url, detail=True):
+        name = item["name"].rstrip("/").rpartition("/")[2]
+        if item["type"] == "directory" and name.startswith("checkpoint_") and name not in record:
+            fs.rm(item["name"], recursive=True)
 
 
 def fit(settings: TrainSettings, prepared: Prepared, keep: Callable[[list[dict[str, Any]]], None]) -> Any:

@@ -165,7 +165,7 @@ def write_image_captions(images: Path, count: int) -> None:
 
 
 def from_images(images: Path, *more: str) -> list[str]:
-    small = ("--training.images-per-step", "3", "--training.epochs", "2", "--decoder.embedding-dim", "16")
+    small = ("--training.images-per-step", "3", "--training.epochs", "2", "--search.min-tokens", "2")
     return [str(images), *arguments(images.parent)[1:], "--from-images", *small, *more]
 
 
