@@ -9,10 +9,12 @@ command again goes on where it stopped, and does what is new.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import captionlib
 from captionlib.config import SearchConfig, from_dict, to_dict
@@ -46,9 +48,11 @@ def caption(settings: CaptionSettings) -> int:
         jobs.ledger.Stopped: it was started and is not complete.
     """
     from captionlib.checkpoints import check_checkpoint, checkpoint_fingerprint, read_config, resolve_checkpoint
+    from jobs.export import FORMATS
     from jobs.part_job import PartJob, run_job
     from jobs.processors import CaptionFactory
     from jobs.resources import Plan
+    from jobs.sidecar import Sidecar
     from jobs.summary import print_captions, print_summary, write_report
 
     directory = resolve_checkpoint(settings.model)
@@ -61,7 +65,12 @@ def caption(settings: CaptionSettings) -> int:
         )
     fingerprint = checkpoint_fingerprint(directory)
     search = to_dict(settings.search)
-    identity = {"schema_version": schemas.SCHEMA_VERSION, "model": fingerprint, "search": search}
+    identity: dict[str, Any] = {"schema_version": schemas.SCHEMA_VERSION, "model": fingerprint, "search": search}
+    sidecar = None
+    if settings.sidecar is not None:
+        sidecar = Sidecar(settings.sidecar, settings.sidecar_prefix, settings.sidecar_suffix)
+        # They come with the rows: an output some of whose images have one would be two outputs.
+        identity["sidecar"] = dataclasses.asdict(sidecar)
     metadata = {
         "schema_version": str(schemas.SCHEMA_VERSION),
         "model": fingerprint,
@@ -84,7 +93,13 @@ def caption(settings: CaptionSettings) -> int:
         preprocessing=encoder.preprocessing,
         factory=factory,
         compact=True,
+        sidecar=sidecar,
+        formats=tuple(name for name in FORMATS if getattr(settings, name)),
     )
+    if settings.dry_run:
+        from jobs.dry_run import dry_run
+
+        return dry_run(job, settings)
     outcome = run_job(job, settings)
     if settings.report and (outcome.run or not outcome.output.exists("report.html")):
         write_report(outcome, settings)

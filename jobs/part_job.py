@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from captionlib.config import Preprocessing
 from jobs import record
+from jobs.export import export, formats_there
 from jobs.ledger import Ledger, Stopped
 from jobs.manifest import NO_COLUMNS, Manifest
 from jobs.outputs import Counts, PartFiles
@@ -31,6 +32,7 @@ from jobs.ranges import IdRange, cut, subtract, total
 from jobs.resources import Plan, plan
 from jobs.session import ClusterError, RaySession
 from jobs.settings import PartSettings
+from jobs.sidecar import Sidecar
 from jobs.sources import Sources
 from jobs.stages import FetchAndDecode, Part
 from jobs.storage import Folder
@@ -65,6 +67,10 @@ class PartJob:
     factory: Callable[[Plan], ProcessorFactory]
     compact: bool
     """Whether small files are merged at the end."""
+    sidecar: Sidecar | None = None
+    """Writes captions beside the images too."""
+    formats: tuple[str, ...] = ()
+    """Of `jobs.export`: what the rows are written as besides Parquet."""
 
 
 @dataclass
@@ -107,14 +113,15 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
         identity["columns"] = list(settings.source.columns)
     with reserved(output):
         stored = open_output(output, outputs, job.kind, identity, overwrite=settings.overwrite)
-        manifest = list_inputs(sources, output, stored)
+        manifest = list_inputs(sources, output, stored, job.sidecar)
         planned = [IdRange(0, manifest.num_images - 1)]
         todo = subtract(planned, main.finished())
         redo = main.split_for_redo(LARGEST_DEFAULT_PART) if settings.retry_errors else {}
         outcome = Outcome(output, manifest, main, Counts(0, 0), identity)
         outcome.phases["listing"] = time.monotonic() - started
         if not todo and not redo:
-            if stored.get("state") != "complete":  # the last run was killed between its last image and its end
+            missing = set(job.formats) - set(formats_there(output, main))
+            if missing or stored.get("state") != "complete":  # or killed between its last image and its end
                 _finish(job, outcome)
                 stored |= {"state": "complete", "images": _numbers(job, outcome)}
                 record.write_record(output, stored)
@@ -135,7 +142,7 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
         record.write_record(output, stored)
         outcome.run = run
         try:
-            _work(job, settings, outputs, outcome, todo, redo)
+            work_on(job, settings, outputs, outcome, todo, redo)
             _finish(job, outcome)
             outcome.phases["end"] = time.monotonic() - started - sum(outcome.phases.values())
             stored["state"] = "complete"
@@ -160,6 +167,7 @@ def _finish(job: PartJob, outcome: Outcome) -> None:
     if job.compact:
         outcome.files.compact()
     outcome.counts = _count(outcome.files, outcome.manifest)
+    export(outcome.output, outcome.files, sorted({*job.formats, *formats_there(outcome.output, outcome.files)}))
 
 
 def _numbers(job: PartJob, outcome: Outcome) -> dict[str, int]:
@@ -221,7 +229,7 @@ def default_part_size(num_images: int, resources: Plan) -> int:
     return min(LARGEST_DEFAULT_PART, max(SMALLEST_DEFAULT_PART, even))
 
 
-def _work(
+def work_on(
     job: PartJob,
     settings: PartSettings,
     outputs: Mapping[str, PartFiles],
@@ -246,7 +254,7 @@ def _work(
             settings.source.image_column,
         )
         factory = WithColumns(job.factory(resources), outcome.manifest.columns() or NO_COLUMNS)
-        pipeline = Pipeline(fetch, factory, outputs, resources)
+        pipeline = Pipeline(fetch, factory, outputs, resources, job.sidecar)
         ledger = Ledger(outcome.files, progress, faults.max_error_share, patience=8 + 2 * resources.num_actors)
         size = work.images_per_part or default_part_size(num_todo, resources)
         parts = [Part(ids, redo_errors=True) for ids in redo] + [Part(ids) for ids in cut(todo, size)]

@@ -16,6 +16,7 @@ import pyarrow as pa
 from jobs import schemas
 from jobs.outputs import PartFiles
 from jobs.resources import Plan
+from jobs.sidecar import Sidecar
 from jobs.stages import FetchAndDecode, Part
 from jobs.worker import PartWorker, ProcessorFactory
 
@@ -35,6 +36,7 @@ class Pipeline:
     factory: ProcessorFactory
     outputs: Mapping[str, PartFiles]
     plan: Plan
+    sidecar: Sidecar | None = None
 
     def receipts(self, parts: Sequence[Part]) -> Generator[dict[str, Any]]:
         """Do the parts, and yield a receipt (`schemas.RECEIPT`) for each as it comes in, in any order.
@@ -65,7 +67,7 @@ class Pipeline:
             )
             .map_batches(
                 PartWorker,
-                fn_constructor_args=(self.factory, self.outputs),
+                fn_constructor_args=(self.factory, self.outputs, self.sidecar),
                 batch_size=1,
                 batch_format="pyarrow",
                 # Two calls at once: one part is written while the model works on the next.

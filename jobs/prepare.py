@@ -14,10 +14,12 @@ from typing import Any
 
 from captionlib.config import to_dict
 from jobs import record
+from jobs.export import FORMATS
 from jobs.fetch import Denied, TransportFault, is_local
 from jobs.manifest import ROWS_PER_GROUP, Manifest, delete_manifest
 from jobs.outputs import PartFiles
 from jobs.settings import PartSettings
+from jobs.sidecar import Sidecar
 from jobs.sources import Sources
 from jobs.storage import Folder
 
@@ -96,7 +98,8 @@ def open_output(
             files.delete()
         delete_manifest(output / "manifest")
         output.delete(record.NAME)
-        output.delete("report.html")
+        for name in ("report.html", *(f"{kind}.{format_}" for kind in outputs for format_ in FORMATS)):
+            output.delete(name)
         return {}
     there = stored.get("identity")
     if there is not None:
@@ -123,14 +126,17 @@ def open_output(
     return stored
 
 
-def list_inputs(sources: Sources, output: Folder, stored: Mapping[str, Any]) -> Manifest:
+def list_inputs(
+    sources: Sources, output: Folder, stored: Mapping[str, Any], sidecar: Sidecar | None = None
+) -> Manifest:
     """The manifest of an output, with what is new in the inputs.
 
     Args:
         stored: the record of the output.
+        sidecar: what will write beside the images.
 
     Raises:
-        ValueError: an input cannot be listed.
+        ValueError: an input cannot be listed, or holds images that nothing can be written beside.
     """
 
     def note(seen: int) -> None:
@@ -143,7 +149,8 @@ def list_inputs(sources: Sources, output: Folder, stored: Mapping[str, Any]) -> 
     is_asked_again = not record.differences(asked_before, to_dict(sources.settings))
     try:
         columns = manifest.columns() or sources.columns()
-        return manifest.append(sources.list(manifest.whole_shards() if is_asked_again else ()), note, columns)
+        found = sources.list(manifest.whole_shards() if is_asked_again else ())
+        return manifest.append(found if sidecar is None else sidecar.check(found), note, columns)
     except (Denied, TransportFault) as error:
         raise ValueError(f"the input {' '.join(sources.inputs)} cannot be listed: {error}") from error
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from captionlib.encoders import Encoder
     from captionlib.predictor import Predictor
     from captionlib.runtime import EncoderEngine
+
+
+NOT_FINITE = "NotFinite: the model's probabilities for this image are not numbers"
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,16 @@ class CaptionImages:
             batch = slice(start, start + self.batch_size)
             found += self.predictor.caption_pixels(pixels[batch], self.search, image_ids[batch])
         assert len(found) == len(pixels), f"{len(found)} captions for {len(pixels)} images"
-        best = [hypotheses[0] for hypotheses in found]
-        every = [[{"text": c.text, "log_prob": c.log_prob} for c in hypotheses] for hypotheses in found]
-        columns = {
-            "caption": [caption.text for caption in best],
-            "log_prob": [caption.log_prob for caption in best],
-            "num_tokens": [caption.num_tokens for caption in best],
+        # NaN or -inf: the model's answer is no number, and its words mean nothing.
+        answered = [[c for c in hypotheses if math.isfinite(c.log_prob)] for hypotheses in found]
+        best = [hypotheses[0] if hypotheses else None for hypotheses in answered]
+        every = [[{"text": c.text, "log_prob": c.log_prob} for c in hypotheses] or None for hypotheses in answered]
+        columns: dict[str, list[Any]] = {
+            "caption": [c and c.text for c in best],
+            "log_prob": [c and c.log_prob for c in best],
+            "num_tokens": [c and c.num_tokens for c in best],
             "captions": every,
+            "error": [None if c else NOT_FINITE for c in best],
         }
         types = schemas.CAPTIONS
         return {"captions": {k: pa.array(v, types.field(k).type) for k, v in columns.items()}}

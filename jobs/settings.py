@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from captionlib.config import SearchConfig, from_dict, to_dict
+from jobs.sidecar import SidecarMode
 from jobs.source_settings import SourceSettings
 
 T = TypeVar("T")
@@ -115,7 +116,27 @@ class CaptionSettings(PartSettings):
     """Print this many captions at the end."""
     report: bool = True
     """Write report.html, a page with a sample of images and captions."""
+    dry_run: bool = False
+    """Count the images, caption the first hundred, and say how long all would take; write nothing."""
+    jsonl: bool = False
+    """Write all rows to captions.jsonl as well, at the end."""
+    csv: bool = False
+    """Write all rows to captions.csv as well, at the end."""
+    sidecar: Annotated[SidecarMode | None, _hint("{skip,overwrite,append}", "none")] = None
+    """Write each caption into a text file beside its image too, photo.txt beside photo.jpg; where there is one:
+leave it, replace it, or add a line."""
+    sidecar_prefix: str = ""
+    """What such a text begins with."""
+    sidecar_suffix: str = ""
+    """What such a text ends with."""
     search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sidecar is None and (self.sidecar_prefix or self.sidecar_suffix):
+            raise ValueError("--sidecar-prefix and --sidecar-suffix are for --sidecar: give that too")
+        if self.dry_run and (self.overwrite or self.retry_errors):
+            raise ValueError("--dry-run leaves the output alone: leave out --overwrite and --retry-errors")
 
 
 @dataclass(frozen=True, kw_only=True)

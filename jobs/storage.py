@@ -60,13 +60,34 @@ class Folder:
         """
         return with_retries(lambda: self._read(name))
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
+    def write(self, name: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a whole file, replacing one of that name.
+
+        Args:
+            durable: wait until it is on the disk, so that not even a power cut takes it away.
 
         Raises:
             PermissionError, TransportFault: it could not be written.
         """
-        with_retries(lambda: self._write(name, data))
+        with_retries(lambda: self._write(name, data, durable))
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write piece by piece, which takes its name at the end of the `with`, if that ends well."""
+        target, hidden = f"{self.url}/{name}", f"{self.url}/.{name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+        if not self.is_local:
+            with filesystem(self.url).transaction, filesystem(self.url).open(target, "wb") as file:
+                yield file
+            return
+        try:
+            with open(hidden, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(hidden, target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(hidden)
 
     def delete(self, name: str) -> None:
         """Delete a file; that it is not there any more is fine."""
@@ -108,7 +129,7 @@ class Folder:
         data: bytes = filesystem(self.url).cat_file(f"{self.url}/{name}")
         return data
 
-    def _write(self, name: str, data: bytes | memoryview) -> None:
+    def _write(self, name: str, data: bytes | memoryview, durable: bool) -> None:
         target = f"{self.url}/{name}"
         hidden = f"{self.url}/.{name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         if self.is_local:
@@ -116,8 +137,9 @@ class Folder:
             try:
                 with open(hidden, "wb") as file:
                     file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    if durable:
+                        file.flush()
+                        os.fsync(file.fileno())
                 os.replace(hidden, target)
             finally:
                 with contextlib.suppress(FileNotFoundError):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from jobs.fetch import Denied, InputFault, TransportFault, read_bytes
+from jobs.fetch import Denied, InputFault, TransportFault
+from jobs.listing import Listed
 from jobs.part_job import Outcome
 from jobs.progress import format_seconds
+from jobs.ranges import IdRange
+from jobs.reader import ImageReader, listed
 from jobs.settings import CaptionSettings
 
 if TYPE_CHECKING:
@@ -56,8 +59,14 @@ def print_captions(outcome: Outcome, count: int) -> None:
     table = Table("image", "caption", "log p")
     for row in _sample(outcome, count, failed=False):
         # As text, so that brackets in a name are not taken for markup.
-        table.add_row(Text(printable(row["path"])), Text(row["caption"]), f"{row['log_prob']:.1f}")
+        table.add_row(Text(printable(short_name(row["path"]))), Text(row["caption"]), f"{row['log_prob']:.1f}")
     Console().print(table)
+
+
+def short_name(path: str) -> str:
+    """A path as a table has room for it: the file's name; in a Parquet file, that file's name and the row."""
+    *_, folder, name = ["", *path.split("/")]
+    return f"{folder}/{name}" if name.isdecimal() else name
 
 
 def printable(text: str) -> str:
@@ -79,8 +88,9 @@ def write_report(outcome: Outcome, settings: CaptionSettings) -> None:
         errors.update(error.partition(":")[0] for error in rows.column("error").drop_null().to_pylist())
         if len(captions) > 1_000_000:  # an honest count of the frequent ones, in bounded memory
             captions = Counter(dict(captions.most_common(100_000)))
-    cards = [_card(row) for row in _sample(outcome, CARDS, failed=False)]
-    cards += [_card(row) for row in _sample(outcome, CARDS, failed=True)]
+    with ImageReader(settings.source.image_column) as reader:
+        cards = [_card(row, _image_of(row, outcome, reader)) for row in _sample(outcome, CARDS, failed=False)]
+    cards += [_card(row, None) for row in _sample(outcome, CARDS, failed=True)]
     done, failed = outcome.counts
     summary = RunSummary(
         title="Captions",
@@ -134,16 +144,28 @@ def _sample(outcome: Outcome, count: int, *, failed: bool) -> list[dict[str, Any
     return found
 
 
-def _card(row: dict[str, Any]) -> Card:
+def _image_of(row: Mapping[str, Any], outcome: Outcome, reader: ImageReader) -> bytes | None:
+    """The bytes of a row's image; None where they cannot be had any more."""
+    try:
+        try:
+            return reader.read(Listed(row["path"]))
+        except InputFault:  # no file of its own: the manifest knows in which one it is
+            (image,) = listed(outcome.manifest.read(IdRange(row["image_id"], row["image_id"])))
+            return reader.read(image)
+    except (InputFault, TransportFault, Denied):
+        return None
+
+
+def _card(row: dict[str, Any], data: bytes | None) -> Card:
     from captionlib.images import ImageDecodeError, decode_image
     from captionlib.report import Card, thumbnail_jpeg
     from captionlib.report.cards import THUMBNAIL_SIDE
 
     thumbnail = None
-    if row["error"] is None:
+    if data is not None:
         try:
-            thumbnail = thumbnail_jpeg(decode_image(read_bytes(row["path"]), target_side=THUMBNAIL_SIDE).image)
-        except (ImageDecodeError, InputFault, TransportFault, Denied):
+            thumbnail = thumbnail_jpeg(decode_image(data, target_side=THUMBNAIL_SIDE).image)
+        except ImageDecodeError:
             thumbnail = None  # it was there when it was captioned; the page shows its caption without it
     others = [(other["text"], other["log_prob"]) for other in (row["captions"] or [])[1:]]
     return Card(

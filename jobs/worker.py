@@ -15,10 +15,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs import schemas
+from jobs.metrics import Metrics
 from jobs.outputs import PartFiles, replace_rows
 from jobs.ranges import IdRange
+from jobs.sidecar import Sidecar
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,8 @@ class Processor(Protocol):
     """A model in an actor: pixels in, columns of the output out."""
 
     def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
-        """For each of the output's folders the model's columns, B long; B may be 0.
+        """For each of the output's folders the model's columns, B long; B may be 0. A column `error` is among them
+        where the model has no answer for an image.
 
         Args:
             pixels: uint8 (B, S, S, 3) in [0, 255], read-only.
@@ -69,12 +73,16 @@ class PartWorker:
 
     Args:
         outputs: by folder name. The last one's file is what says that a part is finished, so it is written last.
+        sidecar: writes captions beside the images too.
     """
 
-    def __init__(self, factory: ProcessorFactory, outputs: Mapping[str, PartFiles]) -> None:
+    def __init__(
+        self, factory: ProcessorFactory, outputs: Mapping[str, PartFiles], sidecar: Sidecar | None = None
+    ) -> None:
         self.processor = factory.load()
         self.schemas = factory.schemas()
-        self.outputs = outputs
+        self.outputs, self.sidecar = outputs, sidecar
+        self.metrics = Metrics()
         self.one_at_a_time = threading.Lock()  # an actor may write one part while the model works on the next
         self.node = socket.gethostname()
 
@@ -88,6 +96,7 @@ class PartWorker:
         if part["status"] == "ready":
             try:
                 receipt |= self._work(part, parts.column("images")[0].values, parts.column("pixels")[0])
+                self.metrics.count(receipt)
             except Exception as error:
                 # Not committed, so not lost: the driver tries the part again, and says so if it never works.
                 logger.exception("images %s to %s", part["first"], part["last"])
@@ -113,15 +122,20 @@ class PartWorker:
         # Row i of the part takes the model's row number `good[:i].sum()`, or null.
         places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
         writing = time.monotonic()
+        made = {name: {c: values.take(places) for c, values in columns.items()} for name, columns in made.items()}
         for name, files in self.outputs.items():
             schema = self.schemas[name]
-            columns = facts | {column: values.take(places) for column, values in made[name].items()}
+            columns = {**facts, **made[name]}
+            columns["error"] = errors = pc.coalesce(facts["error"], columns["error"])
             table = pa.table([columns[column] for column in schema.names], schema=schema)
+            if self.sidecar is not None:
+                captioned = table.filter(errors.is_null())
+                self.sidecar.write(zip(*(captioned.column(c).to_pylist() for c in ("path", "caption")), strict=True))
             files.write(ids, replace_rows(files.read(ids), table) if part["redo_errors"] else table)
         return {
             "status": "committed",
-            "done": int(good.sum()),
-            "failed": int((~good).sum()),
+            "done": errors.null_count,
+            "failed": len(errors) - errors.null_count,
             "model_seconds": worked - started,
             "write_seconds": time.monotonic() - writing,
         }

@@ -26,6 +26,8 @@ class StubFactory:
     """The worker kills itself if this file is not there, after it has made it."""
     deadly_id: int | None = None
     """The worker kills itself at this image, always."""
+    unanswered_id: int | None = None
+    """The model has no answer for this image."""
     failing_load: bool = False
 
     def schemas(self) -> Mapping[str, pa.Schema]:
@@ -59,7 +61,12 @@ class Stub:
             "log_prob": [-1.0] * len(captions),
             "num_tokens": [4] * len(captions),
             "captions": [[{"text": text, "log_prob": -1.0}] for text in captions],
+            "error": [None] * len(captions),
         }
+        if self.factory.unanswered_id in image_ids:
+            place = list(image_ids).index(self.factory.unanswered_id)
+            for name, column in columns.items():
+                column[place] = "NotFinite: no answer" if name == "error" else None
         types = schemas.CAPTIONS
         return {"captions": {k: pa.array(v, types.field(k).type) for k, v in columns.items()}}
 
@@ -76,7 +83,7 @@ def settings(
     )
 
 
-def stub_job(factory: StubFactory = StubFactory()) -> PartJob:
+def stub_job(factory: StubFactory = StubFactory(), **more) -> PartJob:
     return PartJob(
         kind="stub",
         verb="captioned",
@@ -85,6 +92,7 @@ def stub_job(factory: StubFactory = StubFactory()) -> PartJob:
         preprocessing=Preprocessing(size=16),
         factory=lambda plan: factory,
         compact=True,
+        **more,
     )
 
 

@@ -1,0 +1,41 @@
+"""What a job's actors report to Ray's metrics, and so to Prometheus: images done and failed, seconds by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+STEPS = ("read", "decode", "model", "write")
+
+
+class Metrics:
+    """Counters of this process. Prometheus sees them as ray_captionlib_…; without Ray they count nothing."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._counters: dict[str, Any] = {}
+        if not ray.is_initialized():
+            return
+        from ray.util.metrics import Counter
+
+        self._counters = {
+            "done": Counter("captionlib_images_done", "Images that have a caption, or features."),
+            "failed": Counter("captionlib_images_failed", "Images that have an error."),
+            "seconds": Counter("captionlib_seconds", "Seconds of work, by step; summed over threads.", ("step",)),
+        }
+
+    def count(self, receipt: Mapping[str, Any]) -> None:
+        """Count a part that is committed.
+
+        Args:
+            receipt: a row of `schemas.RECEIPT`.
+        """
+        if not self._counters:
+            return
+        for name in ("done", "failed"):
+            if receipt[name]:
+                self._counters[name].inc(receipt[name])
+        for step in STEPS:
+            if receipt[f"{step}_seconds"] > 0:
+                self._counters["seconds"].inc(receipt[f"{step}_seconds"], {"step": step})

@@ -1,0 +1,195 @@
+"""What a job writes and reports beside its Parquet files."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import urllib.request
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas
+import pytest
+from conftest import PHOTOS
+from stubs import StubFactory, settings, stub_job
+
+from captionlib.config import SearchConfig
+from captionlib.predictor import Caption
+from jobs.caption import main
+from jobs.listing import Listed
+from jobs.part_job import run_job
+from jobs.processors import CaptionImages
+from jobs.sidecar import Sidecar
+
+
+def rows(output: Path) -> pandas.DataFrame:
+    return pandas.read_parquet(output / "captions").sort_values("image_id").reset_index(drop=True)
+
+
+# --- JSON lines and CSV -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_jsonl_and_csv_hold_the_same_rows_and_are_kept_up_to_date(tmp_path, make_images):
+    source, output = make_images(20), tmp_path / "out"
+    (source / 'a "b", c\n.jpg').write_bytes(b"")
+
+    def check(count: int) -> None:
+        expected = rows(output)
+        assert len(expected) == count
+        lines = [json.loads(line) for line in (output / "captions.jsonl").read_text().splitlines()]
+        assert [line["caption"] for line in lines] == [c if isinstance(c, str) else None for c in expected.caption]
+        assert lines[0]["captions"] == list(expected.captions[0])
+        table = pandas.read_csv(output / "captions.csv")
+        assert table.columns.tolist() == expected.columns.tolist()
+        assert table.path.tolist() == expected.path.tolist()
+        assert json.loads(table.captions.dropna().iloc[0]) == list(expected.captions.dropna().iloc[0])
+
+    run_job(stub_job(formats=("csv", "jsonl")), settings(source, output))
+    check(21)
+    make_images(2, start=50)
+    run_job(stub_job(), settings(source, output))  # not asked for again, but they must not go stale
+    check(23)
+    (output / "captions.csv").unlink()
+    assert run_job(stub_job(formats=("csv",)), settings(source, output)).run == {}
+    check(23)
+    assert sorted(path.name for path in output.iterdir() if not path.name.startswith(".")) == [
+        "captions", "captions.csv", "captions.jsonl", "manifest", "run.json"
+    ]  # fmt: skip
+
+
+# --- sidecars ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "there", "expected"),
+    [
+        ("skip", None, "<a dog>\n"),
+        ("skip", "mine\n", "mine\n"),
+        ("overwrite", "mine\n", "<a dog>\n"),
+        ("append", None, "<a dog>\n"),
+        ("append", "", "<a dog>\n"),
+        ("append", "mine", "mine\n<a dog>\n"),
+        ("append", "mine\n", "mine\n<a dog>\n"),
+    ],
+)
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_text_beside_an_image(tmp_path, mode, there, expected, where):
+    folder = str(tmp_path) if where == "disk" else f"memory://{tmp_path.name}"
+    fs = fsspec.filesystem("file" if where == "disk" else "memory")
+    if there is not None:
+        fs.pipe_file(f"{folder}/a.b.txt", there.encode())
+    sidecar = Sidecar(mode, "<", ">")
+    for _ in range(2):  # a part that was interrupted is done again
+        sidecar.write([(f"{folder}/a.b.jpg", "a dog")])
+    assert fs.cat_file(f"{folder}/a.b.txt").decode() == expected
+    assert [name.rpartition("/")[2] for name in fs.ls(folder, detail=False)] == ["a.b.txt"]
+
+
+def test_images_without_a_place_beside_them_are_refused():
+    check = Sidecar("skip").check
+    fine = [Listed("/a.jpg"), Listed("s3://b/a.jpg")]
+    assert list(check(fine)) == fine
+    for image in (Listed("https://h/a.jpg"), Listed("/a.tar/a.jpg", 1, "/a.tar", 512)):
+        with pytest.raises(ValueError, match="--sidecar"):
+            list(check([image]))
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_a_job_writes_sidecars_for_what_it_captions(tmp_path, make_images):
+    source, output = make_images(12), tmp_path / "out"
+    (source / "broken.jpg").touch()
+    (source / "0003.txt").write_text("mine\n")
+    job = stub_job(sidecar=Sidecar("skip", "photo: "))
+    run_job(job, settings(source, output))
+    found = {path.name: path.read_text() for path in source.glob("*.txt")}
+    assert found.pop("0003.txt") == "mine\n"
+    captions = rows(output).dropna(subset="caption")
+    expected = {Path(p).stem + ".txt": f"photo: {c}\n" for p, c in zip(captions.path, captions.caption, strict=True)}
+    del expected["0003.txt"]
+    assert found == expected
+
+
+# --- the model's own faults -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_caption_without_a_probability_is_an_error(value):
+    class Predictor:
+        def caption_pixels(self, pixels, search, image_ids):
+            return [[Caption("", value, 0)], [Caption("a dog", -1.0, 2), Caption("a", value, 1)]]
+
+    made = CaptionImages(Predictor(), SearchConfig(), 8)(np.zeros((2, 4, 4, 3), np.uint8), [0, 1])["captions"]
+    assert made["caption"].to_pylist() == [None, "a dog"]
+    assert made["log_prob"].to_pylist() == [None, -1.0]
+    assert made["captions"].to_pylist() == [None, [{"text": "a dog", "log_prob": -1.0}]]
+    first, second = made["error"].to_pylist()
+    assert first.startswith("NotFinite: ")
+    assert second is None
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_such_an_image_is_counted_as_failed(tmp_path, make_images):
+    outcome = run_job(stub_job(StubFactory(unanswered_id=2)), settings(make_images(5), tmp_path / "out"))
+    assert outcome.counts == (4, 1)
+    found = rows(tmp_path / "out")
+    assert found.error.notna().tolist() == [False, False, True, False, False]
+    assert found.caption.isna().tolist() == [False, False, True, False, False]
+
+
+# --- a dry run, and metrics -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_a_dry_run_writes_nothing(tmp_path, tiny_checkpoint, make_images, capfd):
+    source, output = make_images(110), tmp_path / "out"
+    (source / "0000.jpg").write_bytes((PHOTOS / "cat.jpg").read_bytes())
+    (source / "0001.jpg").write_bytes(b"")
+    arguments = [str(source), str(output), "--model", str(tiny_checkpoint), "--dry-run"]
+    assert main(arguments) == 0
+    printed = capfd.readouterr().out
+    assert "110 images" in printed
+    assert "the first 100: 99 captioned, 1 failed" in printed
+    assert "0000.jpg" in printed
+    assert "images/s once warm: the 110 that are left would take about" in printed or "too few" in printed
+    assert not output.exists()
+
+    assert main([*arguments[:-1], "--no-report"]) == 0
+    before = sorted(output.rglob("*"))
+    assert main(arguments) == 0
+    assert "110 images; 110 have a row already" in capfd.readouterr().out
+    assert sorted(output.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_prometheus_sees_the_counts(tmp_path, make_images):
+    import ray
+
+    source = make_images(9)
+    (source / "0000.jpg").write_bytes(b"")
+    before = _metrics(ray)
+    run_job(stub_job(), settings(source, tmp_path / "out"))
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        now = _metrics(ray)
+        grown = {name: value - before.get(name, 0.0) for name, value in now.items()}
+        if grown.get("ray_captionlib_images_done_total") == 8:
+            break
+        time.sleep(1)
+    assert grown["ray_captionlib_images_done_total"] == 8
+    assert grown["ray_captionlib_images_failed_total"] == 1
+    assert grown["ray_captionlib_seconds_total"] > 0
+
+
+def _metrics(ray) -> dict[str, float]:
+    """The project's own metrics as the node's Prometheus endpoint has them, summed over their tags."""
+    found: dict[str, float] = {}
+    port = ray.nodes()[0]["MetricsExportPort"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith("ray_captionlib_"):
+                name, value = line.partition("{")[0], float(line.rpartition(" ")[2])
+                found[name] = found.get(name, 0.0) + value
+    return found
