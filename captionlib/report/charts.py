@@ -140,7 +140,7 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]], *, x_label: str
 
 def ticks(low: float, high: float, target: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) from at or below `low` to at or above `high`."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # the same, but for rounding
         margin = abs(low) * 0.1 or 1.0
         low, high = (low, low + 1) if low == 0 else (low - margin, low + margin)
     rough = (high - low) / target

@@ -17,6 +17,8 @@ from captionlib.report.charts import HEIGHT, LEFT, PLOT_HEIGHT, PLOT_WIDTH, TOP,
         (-0.2, 0.25, [-0.2, -0.1, 0, 0.1, 0.2, 0.3]),
         (3, 3, [2.6, 2.8, 3, 3.2, 3.4]),
         (0, 0, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 2.2e-15, [0, 5e-16, 1e-15, 1.5e-15, 2e-15, 2.5e-15]),  # a BLEU-4 of next to nothing
+        (3, 3 + 1e-12, [2.6, 2.8, 3, 3.2, 3.4]),
     ],
 )
 def test_ticks_are_round_and_enclose_the_values(low: float, high: float, expected: list[float]) -> None:
