@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from jobs.manifest import Manifest
 from jobs.outputs import PartFiles, failed_ids
 from jobs.ranges import IdRange
 from jobs.reader import ImageReader, listed
+from jobs.storage import check_sight
 
 if TYPE_CHECKING:
     from captionlib.config import Preprocessing
@@ -70,11 +70,8 @@ class FetchAndDecode:
         part = parts.to_pylist()[0]
         try:
             for root in self.local_roots:
-                if not os.path.isdir(root):
-                    raise Denied(
-                        f"the machine {socket.gethostname()} does not see {root}: the input must be a folder that all "
-                        "machines share, or a URL such as s3://…"
-                    )
+                check_sight(root, "input")
+            check_sight(os.path.dirname(self.outputs.folder.url), "output")
             rows = self._rows(part)
             images = self._read_all(rows)
         except (TransportFault, Denied) as error:

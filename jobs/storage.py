@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from jobs.fetch import filesystem, is_local, with_retries
+from jobs.fetch import Denied, filesystem, is_local, with_retries
 
 # Protocols in which an object appears complete or not at all, so that no rename is needed (nor cheap).
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "memory"}
@@ -152,6 +153,23 @@ class Folder:
         fs.makedirs(self.url, exist_ok=True)
         fs.pipe_file(hidden, bytes(data))
         fs.mv(hidden, target)
+
+
+def check_sight(folder: str, what: str) -> None:
+    """This machine sees a folder that the job's other machines see.
+
+    Args:
+        folder: a URL is taken to be seen by all.
+        what: it is to the job, for the message.
+
+    Raises:
+        Denied: it does not.
+    """
+    if is_local(folder) and not os.path.isdir(folder):
+        raise Denied(
+            f"the machine {socket.gethostname()} does not see {folder}: the {what} must be a folder that all machines "
+            "share, or a URL such as s3://…"
+        )
 
 
 TEMPORARY = ".tmp"

@@ -6,6 +6,7 @@ Shapes: B images of a part, S side of the square input.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -18,10 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import schemas
+from jobs.fetch import Denied
 from jobs.metrics import Metrics
 from jobs.outputs import PartFiles, replace_rows
 from jobs.ranges import IdRange
 from jobs.sidecar import Sidecar
+from jobs.storage import check_sight
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,13 @@ class PartWorker:
         receipt = {name: part[name] for name in schemas.RECEIPT.names if name in part}
         receipt |= nothing | {"node": self.node}
         if part["status"] == "ready":
+            try:
+                for files in self.outputs.values():  # else it would write to a disk of its own
+                    check_sight(os.path.dirname(files.folder.url), "output")
+            except Denied as error:
+                return pa.Table.from_pylist(
+                    [receipt | {"status": "denied", "reason": str(error)}], schema=schemas.RECEIPT
+                )
             try:
                 receipt |= self._work(part, parts.column("images")[0].values, parts.column("pixels")[0])
                 self.metrics.count(receipt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -147,6 +149,22 @@ def test_a_machine_that_does_not_see_the_input_says_so(tmp_path):
     (row,) = decode(part(0, 0)).to_pylist()
     assert row["status"] == "denied"
     assert "does not see /only/there: the input must be a folder that all machines share" in row["reason"]
+
+
+def test_a_machine_that_does_not_see_the_output_writes_nothing(stages, make_images, tmp_path):
+    decode, work = stages(make_images(2))
+    decoded = decode(part(0, 1))
+    elsewhere = PartFiles(Folder.of(str(tmp_path / "elsewhere")) / "captions", "captions")
+    work.outputs = {"captions": elsewhere}
+    (receipt,) = work(decoded).to_pylist()
+    assert receipt["status"] == "denied"
+    assert (
+        f"does not see {tmp_path}/elsewhere: the output must be a folder that all machines share" in receipt["reason"]
+    )
+    assert not (tmp_path / "elsewhere").exists()
+
+    (row,) = dataclasses.replace(decode, outputs=elsewhere)(part(0, 1)).to_pylist()
+    assert (row["status"], row["reason"]) == ("denied", receipt["reason"])
 
 
 def test_an_image_of_the_manifest_that_is_gone(tmp_path):
