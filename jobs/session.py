@@ -237,7 +237,10 @@ def _explain(error: Exception, said: str, address: str | None) -> str | None:
             "on the cluster, or leave --address out to use this machine alone"
         )
     if isinstance(error, ConnectionError) and address:
-        return f"what answers at {address} is no Ray cluster, or one that is not well: look at the address and the port"
+        return (
+            f"this machine is no part of the Ray cluster at {address}, or what answers there is no Ray: start the job "
+            "on the cluster itself, with `ray job submit`"
+        )
     if "timed out during startup" in text:
         return f"Ray does not start on this machine, {STARTS} times 30 seconds were not enough: it is too busy"
     return None

@@ -112,7 +112,7 @@ This process on node 10.0.0.2 was started with:
         (
             "10.0.0.1:6379",
             ConnectionError("Failed to connect to Ray cluster"),
-            "answers at 10.0.0.1:6379 is no Ray cluster",
+            "no part of the Ray cluster at 10.0.0.1:6379.*ray job submit",
         ),
         ("auto", ConnectionError("Could not find any running Ray instance. Please"), "ray job submit"),
     ],
