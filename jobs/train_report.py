@@ -60,8 +60,9 @@ class RunReport:
                 events.write(name, tensorboard_events(row))
         settings = self.prepared.settings
         title = f"{self.prepared.encoder.name} + {settings.decoder.kind}"
+        by_epoch = [{name: value for name, value in row.items() if name != "step"} for row in rows]
         page = training_page(
-            rows,
+            by_epoch,
             title=title,
             text=self.folder.url,
             seconds=sum(row["seconds"] for row in rows),
@@ -70,7 +71,7 @@ class RunReport:
         )
         self.folder.write("report.html", render_page(page).encode())
         try:
-            self.folder.write("curves.png", curves_png(rows, title=title))
+            self.folder.write("curves.png", curves_png(by_epoch, title=title))
         except ValueError as error:  # without matplotlib; the page has the same curves
             if not self._has_complained:
                 print(f"curves.png was left out: {error}", file=sys.stderr, flush=True)

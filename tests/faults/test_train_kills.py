@@ -109,3 +109,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert expected_rows[-1]["learning_rate"] < expected_rows[0]["learning_rate"], "the schedule was not tried"
     assert "reward" in expected_rows[-1]
     shutil.rmtree(place.ray_folder, ignore_errors=True)
+
+
+def test_ctrl_c_ends_it_in_a_sentence_and_it_can_be_gone_on_with(dataset: Path, tmp_path: Path) -> None:
+    place, run = Place.make(tmp_path / "place"), tmp_path / "run"
+    job = start(place, dataset, run, "interrupted", "--checkpoint-minutes", "0.0001", "--training.epochs", "400")
+    try:
+        assert wait_until(lambda: newest_checkpoint(run).get("step", 0) > 3 or not job.is_running, PATIENCE)
+        job.interrupt()
+        code = job.wait(120)
+    finally:
+        job.end()
+    log = job.log.read_text()
+    assert code == 130, log
+    assert "Traceback" not in log
+    assert log.strip().splitlines()[-1].endswith("the same command goes on from there")
+    shutil.rmtree(place.ray_folder, ignore_errors=True)

@@ -207,3 +207,15 @@ def test_a_loss_that_is_not_finite_names_its_images_and_is_not_tried_again(
     assert "at step" in message
     assert ".jpg" in message
     assert "--training.optimizer.learning-rate" in message
+
+
+def test_a_photo_that_cannot_be_decoded_is_named(
+    make_images: Callable[..., Path], ray_of_two_cpus: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = make_images(8)
+    write_image_captions(images, 8)
+    (images / "0003.jpg").write_bytes(b"no photo")
+    assert main(from_images(images, "--max-failures", "0")) == 1
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert "0003.jpg cannot be trained on" in message.splitlines()[-1]

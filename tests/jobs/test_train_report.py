@@ -45,10 +45,11 @@ def test_metrics_curves_and_dev_photos(report: RunReport, tmp_path: Path) -> Non
     assert "dev_captions" not in rows[0]
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (run / "report.html").read_text()
+    assert "best CIDEr-D, epoch 3" in page
     assert "there.jpg" in page
     assert "not_there.jpg" not in page
     assert [text in page for text in ("epoch 1", "a a a", "epoch 2", "a zeppelin")] == [True, True, True, False]
-    assert "epoch 3</" not in page  # it said what epoch 2 had said
+    assert page.count("a dog") == 3  # caption, its description, epoch 2; epoch 3 said the same and is left out
 
 
 def test_an_epoch_more_leaves_the_event_files_of_the_others_alone(report: RunReport, tmp_path: Path) -> None:
