@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from tiny_training import SENTENCES, write_grid_features
 from captionlib.checkpoints import load_checkpoint, weights_fingerprint
 from captionlib.encoders import build_encoder, describe_encoder
 from captionlib.predictor import Predictor
+from jobs.settings import parse
 from jobs.train import main
+from jobs.train_settings import TrainSettings
 
 NUM_TRAIN, NUM_DEV = 24, 6
 
@@ -94,6 +97,15 @@ def test_it_learns_exports_and_is_finished(
     assert float(second[0]["cider_d"]) == pytest.approx(max(row["cider_d"] for row in history), abs=0.02)
     assert len(list((dataset / "second" / "tensorboard").iterdir())) == 3
     assert "CIDEr-D" in (dataset / "second" / "report.html").read_text()
+
+
+def test_the_commands_of_the_readme_are_understood() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    commands = re.findall(r"^\$ python -m jobs\.train (.*?)(?:  +#.*)?$", text, re.M)
+    assert len(commands) >= 3
+    for command in commands:
+        settings = parse(TrainSettings, command.split(), prog="train", description="").resolved()
+        assert "://" in settings.run or Path(settings.run).is_absolute()
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

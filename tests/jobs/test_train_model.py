@@ -1,0 +1,58 @@
+"""Training from images that starts from a checkpoint starts as the captioner that the checkpoint is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from captionlib.captioner import Captioner
+from captionlib.checkpoints import load_checkpoint
+from captionlib.images import decode_image
+from captionlib.predictor import Predictor
+from captionlib.training.from_pixels import FromPixels
+from captionlib.transforms import to_pixels
+from jobs.train_data import prepare
+from jobs.train_model import build_model
+from jobs.train_settings import DataSettings, EncoderSettings, TrainSettings
+
+
+def settings(images: Path, checkpoint: Path, encoder: EncoderSettings) -> TrainSettings:
+    return TrainSettings(
+        source=str(images),
+        run=str(images.parent / "run"),
+        from_images=True,
+        start_from=str(checkpoint),
+        encoder=encoder,
+        decoder=load_checkpoint(checkpoint).model.decoder,
+        data=DataSettings(kind="csv", captions_file=str(images.parent / "captions.csv")),
+    )
+
+
+@pytest.fixture
+def images(make_images: Callable[..., Path]) -> Path:
+    folder = make_images(4)
+    rows = [f"{i:04d}.jpg,a dog on the grass,{'train' if i < 3 else 'dev'}" for i in range(4)]
+    (folder.parent / "captions.csv").write_text("\n".join(["path,caption,split", *rows]) + "\n")
+    return folder
+
+
+def test_it_starts_as_the_captioner_that_the_checkpoint_is(images: Path, tiny_checkpoint: Path) -> None:
+    model = build_model(prepare(settings(images, tiny_checkpoint, EncoderSettings(train_from="blocks.12"))))
+    assert isinstance(model, FromPixels)
+    predictor = Predictor.from_checkpoint(tiny_checkpoint, engine="torch")
+    photos = [decode_image(path.read_bytes()).image for path in sorted(images.iterdir())]
+    pixels = np.stack([to_pixels(photo, predictor.preprocessing) for photo in photos])
+    found = Captioner(None, model.eval()).caption_features(torch.from_numpy(pixels), predictor.search)
+    expected = predictor.caption_pixels(pixels)
+    for hypotheses, captions in zip(found, expected, strict=True):
+        assert " ".join(predictor.vocabulary.decode(hypotheses[0].tokens)) == captions[0].text
+        assert hypotheses[0].log_prob == pytest.approx(captions[0].log_prob, abs=1e-3)
+
+
+def test_another_encoder_than_the_checkpoints_is_refused(images: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="has the encoder efficientnet_lite0, and resnet50 was asked for"):
+        prepare(settings(images, tiny_checkpoint, EncoderSettings(kind="torchvision", name="resnet50")))
