@@ -280,9 +280,8 @@ def _write_page(
             Section(
                 title="Rates",
                 charts=[named_bars("Each step with the machine to itself", bars, unit="images per second")],
-                table_head=("step", "images/s", ""),
-                table=table,
-            )
+            ),
+            Section(title="Steps", table_head=("step", "images/s", ""), table=table),
         ],
         settings=to_dict(settings),
     )
