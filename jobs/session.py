@@ -145,7 +145,9 @@ class RaySession:
                 continue
             next_note = time.monotonic() + SECONDS_BETWEEN_NOTES
             have = there()
-            missing = " and ".join(f"{n} {kind}s ({have[kind]:g} are there)" for kind, n in wanted.items() if n)
+            missing = " and ".join(
+                f"{n} {kind}{'s' if n > 1 else ''} ({have[kind]:g} are there)" for kind, n in wanted.items() if n
+            )
             growth = cluster_growth(ray.get_runtime_context().gcs_address)
             if growth == "impossible":
                 raise ClusterError(
