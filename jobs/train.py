@@ -37,11 +37,13 @@ def train(settings: TrainSettings) -> int:
     from jobs.prepare import check_places
     from jobs.train_data import prepare
     from jobs.train_export import export_best, find_encoder
+    from jobs.train_model import check_model
     from jobs.train_report import RunReport
     from jobs.train_run import BEST, check_run, clean, fit
 
     check_places(settings.run)
     prepared = prepare(settings)
+    check_model(prepared)
     encoder = find_encoder(prepared)
     if check_run(settings, prepared):
         print(f"Nothing to do: the run is finished, its best checkpoint is {settings.run}/{BEST}")

@@ -124,6 +124,8 @@ def prepare(settings: TrainSettings) -> Prepared:
     vocabulary = build_vocabulary(tokens, settings.training) if start is None else start.vocabulary
     tokens = _some_left(select_known(tokens, vocabulary, rules))
     train, left_out = _keep(train, tokens)
+    for name, split in ((settings.data.train_split, train), (settings.data.dev_split, dev)):
+        _check_shares(settings, len(split.paths), name)
     return Prepared(
         settings,
         encoder,
@@ -193,6 +195,16 @@ def _check_images(paths: Sequence[str], split: str) -> None:
         raise ValueError(
             f"{len(missing)} of {len(paths)} images of the split {split!r} do not exist, among them "
             f"{', '.join(missing[:3])}: give the folder of the images as the first argument"
+        )
+
+
+def _check_shares(settings: TrainSettings, num_images: int, split: str) -> None:
+    """Every worker has an image of every step."""
+    smallest = num_images // -(-num_images // settings.training.images_per_step)
+    if smallest < settings.num_workers:
+        raise ValueError(
+            f"the split {split!r} has {num_images} images, and steps of {smallest} do not give each of "
+            f"{settings.num_workers} workers one: lower --num-workers, or raise --training.images-per-step"
         )
 
 

@@ -39,12 +39,15 @@ def train_worker(config: dict[str, Any]) -> str | None:
 
     prepared: Prepared = config["prepared"]
     context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what is gathered goes over the current device
     torch.set_num_threads(config["cpus_per_worker"])
     worker = Worker(
         prepared,
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        device=ray.train.torch.get_device(),
+        device=device,
         num_threads=config["cpus_per_worker"],
         board=config["board"],
     )
@@ -119,7 +122,8 @@ class Worker:
             dist.all_gather_object(gathered, error.images)
         names = [self.prepared.train.names[i] for part in gathered for i in part]
         some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        return f"{error}. Its images: {some}. Lower --training.optimizer.learning-rate, or look at those images"
+        images = f" Its images: {some}." if names else ""
+        return f"{error}.{images} Lower --training.optimizer.learning-rate, or look at those images"
 
     # ---- parts ----
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from captionlib.checkpoints import load_weights
 from captionlib.decoders import Decoder, build_decoder
 from captionlib.encoders import build_encoder
 from captionlib.training.from_pixels import FromPixels
+from captionlib.vocabulary import BOS, EOS
 from jobs.train_data import Prepared
 
 
@@ -25,6 +27,30 @@ def build_model(prepared: Prepared) -> Decoder:
         load_weights(encoder, part_of(prepared.start, "encoder."), settings.start_from or "")
     encoder.freeze_before(settings.encoder.train_from)
     return FromPixels(encoder, decoder)
+
+
+def check_model(prepared: Prepared) -> None:
+    """The decoder can do what the settings ask of it.
+
+    Raises:
+        ValueError: which of them it can't.
+    """
+    settings = prepared.settings
+    decoder = build_decoder(settings.decoder, prepared.encoder.feature_dim, len(prepared.vocabulary)).eval()
+    limit = decoder.max_tokens
+    for name, value in (("training", settings.training.max_tokens), ("search", settings.search.max_tokens)):
+        if limit is not None and value + 1 > limit:
+            raise ValueError(
+                f"--{name}.max-tokens {value} exceeds the {limit - 1} words that this decoder can represent: "
+                "lower it, or raise --decoder.max-tokens"
+            )
+    if settings.training.doubly_stochastic:
+        features = torch.zeros(1, prepared.encoder.num_positions, prepared.encoder.feature_dim)
+        if decoder(features, torch.tensor([[[BOS, EOS]]])).attention is None:
+            raise ValueError(
+                f"--training.doubly-stochastic needs attention over the image, and {settings.decoder.kind} gives none: "
+                "set it to 0"
+            )
 
 
 def part_of(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -126,6 +126,20 @@ def test_a_checkpoint_that_cannot_be_started_from(
     assert says in fails(arguments(dataset, "--start-from", source), capsys)
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--num-workers", "9"], "'train' has 24 images, and steps of 6 do not give each of 9 workers one"),
+        (["--decoder.kind", "transformer", "--search.max-tokens", "40"], "--search.max-tokens 40 exceeds the 39 words"),
+        (["--decoder.kind", "lstm_init", "--training.doubly-stochastic", "1"], "lstm_init gives none"),
+    ],
+)
+def test_settings_that_do_not_go_together(
+    dataset: Path, more: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails(arguments(dataset, *more), capsys)
+
+
 def test_a_filter_that_leaves_nothing(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(arguments(dataset, "--training.filter.min-words", "20"), capsys)
     assert "--training.filter" in message
