@@ -191,7 +191,7 @@ def loop_seconds(predictor: Predictor, images: Sequence[Listed], search: SearchC
         return time.monotonic() - started
 
 
-def time_job(source: str, output: str, *flags: str, env: Mapping[str, str] | None = None) -> JobTimes:
+def time_job(source: str, output: str, *flags: str) -> JobTimes:
     """Run `python -m jobs.caption` on this machine over an input, in a process of its own.
 
     Raises:
@@ -200,7 +200,7 @@ def time_job(source: str, output: str, *flags: str, env: Mapping[str, str] | Non
     from jobs.record import read_record
     from jobs.storage import Folder
 
-    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_JOB} | dict(env or {})
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_JOB}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "jobs.caption", source, output, *flags]
     started = time.monotonic()

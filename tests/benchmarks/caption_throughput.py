@@ -83,8 +83,9 @@ class Bench:
     def s3(self, repeat: int) -> None:
         """Images and output on an object store of this machine, which takes its own share of the CPUs."""
         store = self._running_store()
+        os.environ |= OWNER.env(store.url)
         before, started = _cpu_seconds(store), time.monotonic()
-        self._job("s3", "s3://photos/all", repeat, *GREEDY, output=f"s3://captions/{repeat}", env=OWNER.env(store.url))
+        self._job("s3", "s3://photos/all", repeat, *GREEDY, output=f"s3://captions/{repeat}")
         self._note(
             "s3 server's share of the CPUs", (_cpu_seconds(store) - before) / (time.monotonic() - started) / num_cpus()
         )
@@ -147,16 +148,8 @@ class Bench:
         self._note("loop warm", self.num_images / float(json.loads(printed)))
         self._note("loop whole", self.num_images / seconds)
 
-    def _job(
-        self,
-        name: str,
-        source: list[str],
-        repeat: int,
-        *flags: str,
-        output: str = "",
-        env: dict[str, str] | None = None,
-    ) -> None:
-        done = time_job(source, output or str(self.folder / f"{name}{repeat}"), "--no-report", *flags, env=env)
+    def _job(self, name: str, source: str, repeat: int, *flags: str, output: str = "") -> None:
+        done = time_job(source, output or str(self.folder / f"{name}{repeat}"), "--no-report", *flags)
         if done.images_per_second is not None:
             self._note(f"{name} warm", done.images_per_second)
         self._note(f"{name} whole", self.num_images / done.seconds)
