@@ -20,8 +20,11 @@ from .servers import OWNER, ObjectStore, object_store
 def _servers_end_with_us() -> Iterator[None]:
     """`kill` on the tests takes the servers down as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    # Where a shell started us in the background, it has SIGINT ignored, and so would each job that we start.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,23 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pandas
+import pyarrow as pa
 import pytest
 from conftest import PHOTOS
 from stubs import StubFactory, settings, stub_job
 
 from captionlib.config import SearchConfig
 from captionlib.predictor import Caption
+from jobs import schemas
 from jobs.caption import main
+from jobs.export import export, formats_there
 from jobs.listing import Listed
+from jobs.outputs import PartFiles
 from jobs.part_job import run_job
 from jobs.processors import CaptionImages
+from jobs.ranges import IdRange
 from jobs.sidecar import Sidecar
+from jobs.storage import Folder
 
 
 def rows(output: Path) -> pandas.DataFrame:
@@ -58,6 +64,23 @@ def test_jsonl_and_csv_hold_the_same_rows_and_are_kept_up_to_date(tmp_path, make
     assert sorted(path.name for path in output.iterdir() if not path.name.startswith(".")) == [
         "captions", "captions.csv", "captions.jsonl", "manifest", "run.json"
     ]  # fmt: skip
+
+
+def test_a_bucket_has_them_whole_or_not_at_all(monkeypatch):
+    output = Folder.of("memory://exported")
+    files = PartFiles(output / "captions", "captions")
+    for first in (0, 2):
+        made = [{"image_id": i, "path": f"s3://b/{i}.jpg", "error": "NotFound: gone"} for i in (first, first + 1)]
+        files.write(IdRange(first, first + 1), pa.Table.from_pylist(made, schema=schemas.CAPTIONS))
+    export(output, files, ["csv", "jsonl"])
+    assert formats_there(output, files) == ["jsonl", "csv"]
+    assert [json.loads(line)["image_id"] for line in output.read("captions.jsonl").splitlines()] == [0, 1, 2, 3]
+    before = output.read("captions.csv")
+    assert before.count(b"\n") == 5
+    monkeypatch.setattr(PartFiles, "read", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(output, files, ["csv"])
+    assert output.read("captions.csv") == before
 
 
 # --- sidecars ---------------------------------------------------------------------------------------------------
