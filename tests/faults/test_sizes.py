@@ -30,7 +30,8 @@ def test_killed_and_resumed(size: str, model: Path, place: Place, tmp_path: Path
         if size == "auto":
             made = stack.enter_context(cluster(place.env({}), place.folder))
             made.start("only", num_cpus=2)
-            env = {"RAY_TMPDIR": str(made.folder), "RAY_AUTH_MODE": "disabled"}
+            # Ray looks there first; by itself, "auto" might find a cluster of somebody else on this machine.
+            env = {"RAY_ADDRESS": made.address, "RAY_AUTH_MODE": "disabled"}
             flags += ["--address", "auto"]
         else:
             flags += ["--num-cpus", size]
