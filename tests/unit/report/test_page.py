@@ -234,6 +234,7 @@ def test_the_public_names() -> None:
         "duration",
         "gallery_page",
         "line_chart",
+        "named_bars",
         "render_page",
         "thumbnail_jpeg",
         "training_page",
