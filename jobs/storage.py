@@ -80,15 +80,8 @@ class Folder:
             with filesystem(self.url).transaction, filesystem(self.url).open(target, "wb") as file:
                 yield file
             return
-        try:
-            with open(hidden, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(hidden, target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(hidden)
+        with _replacing(target, hidden, durable=True) as file:
+            yield file
 
     def delete(self, name: str) -> None:
         """Delete a file; that it is not there any more is fine."""
@@ -135,16 +128,8 @@ class Folder:
         hidden = f"{self.url}/.{name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         if self.is_local:
             os.makedirs(self.url, exist_ok=True)
-            try:
-                with open(hidden, "wb") as file:
-                    file.write(data)
-                    if durable:
-                        file.flush()
-                        os.fsync(file.fileno())
-                os.replace(hidden, target)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(hidden)
+            with _replacing(target, hidden, durable) as file:
+                file.write(data)
             return
         fs: Any = filesystem(self.url)
         if self.url.partition("://")[0] in _OBJECT_STORES:
@@ -153,6 +138,21 @@ class Folder:
         fs.makedirs(self.url, exist_ok=True)
         fs.pipe_file(hidden, bytes(data))
         fs.mv(hidden, target)
+
+
+@contextlib.contextmanager
+def _replacing(target: str, hidden: str, durable: bool) -> Iterator[IO[bytes]]:
+    """A local file under a hidden name, which takes the place of the target if the `with` ends well."""
+    try:
+        with open(hidden, "wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(hidden, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(hidden)
 
 
 def check_sight(folder: str, what: str) -> None:

@@ -38,6 +38,16 @@ class Session:
         """The command's exit code, -N when signal N ended it."""
         return self.process.wait(seconds)
 
+    def finish(self, seconds: float) -> str:
+        """The log of the command, which ends well and in time; nothing of it is left running in any case."""
+        try:
+            code = self.wait(seconds)
+        finally:
+            self.end()
+        log = self.log.read_text()
+        assert code == 0, log
+        return log
+
     def titles(self) -> dict[int, str]:
         """Process id → command line, of all living processes of the session."""
         found = {}

@@ -32,16 +32,6 @@ def start(place: Place, nodes: Cluster, dataset: Path, run: Path) -> Session:
     return Session(command, env=env, log=place.folder / f"{run.name}.log", cwd=ROOT)
 
 
-def finish(job: Session) -> str:
-    try:
-        code = job.wait(PATIENCE)
-    finally:
-        job.end()
-    log = job.log.read_text()
-    assert code == 0, log
-    return log
-
-
 def metrics(run: Path) -> list[dict[str, Any]]:
     return list(json.loads((run / "metrics.json").read_text()))
 
@@ -54,7 +44,7 @@ def test_a_worker_and_a_node_are_killed(tmp_path: Path) -> None:
     with cluster(env, place.folder) as nodes:
         nodes.start("head", num_cpus=1)
         other = nodes.start("other", num_cpus=1)
-        finish(start(place, nodes, tmp_path, undisturbed))
+        start(place, nodes, tmp_path, undisturbed).finish(PATIENCE)
 
         job = start(place, nodes, tmp_path, disturbed)
         try:
@@ -71,7 +61,7 @@ def test_a_worker_and_a_node_are_killed(tmp_path: Path) -> None:
             assert job.is_running, job.log.read_text()
             at_node = newest_checkpoint(disturbed)["step"]
             other.end()
-            log = finish(job)
+            log = job.finish(PATIENCE)
         finally:
             job.end()
     print(

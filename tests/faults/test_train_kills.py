@@ -40,17 +40,6 @@ def start(place: Place, dataset: Path, run: Path, name: str, *more: str) -> Sess
     return Session(command, env=place.env({"RAY_worker_niceness": "0"}), log=place.folder / f"{name}.log", cwd=ROOT)
 
 
-def run_to_the_end(place: Place, dataset: Path, run: Path, name: str, *more: str) -> str:
-    job = start(place, dataset, run, name, *more)
-    try:
-        code = job.wait(PATIENCE)
-    finally:
-        job.end()
-    log = job.log.read_text()
-    assert code == 0, log
-    return log
-
-
 def kill_when(
     place: Place, dataset: Path, run: Path, name: str, when: Callable[[dict[str, Any]], bool], *more: str
 ) -> str:
@@ -78,7 +67,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     place = Place.make(tmp_path / "place")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     workers = ("--num-workers", str(num_workers))
-    run_to_the_end(place, dataset, whole, "whole", *workers)
+    start(place, dataset, whole, "whole", *workers).finish(PATIENCE)
 
     every_step = ("--checkpoint-minutes", "0.0001", *workers)
     within = kill_when(
@@ -91,7 +80,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     only_at_ends = ("--checkpoint-minutes", "0", *workers)
     between = kill_when(place, dataset, killed, "second", lambda newest: newest.get("epoch", 0) >= 3, *only_at_ends)
     assert f"going on after epoch 1 of 4 and {at['step'] - 10} of 10 steps of the next" in between
-    rest = run_to_the_end(place, dataset, killed, "third", *workers)
+    rest = start(place, dataset, killed, "third", *workers).finish(PATIENCE)
     assert "going on after epoch 3 of 4\n" in rest
 
     (expected, expected_rows), (state, rows) = final_state(whole), final_state(killed)

@@ -76,12 +76,7 @@ def test_train_in_a_bucket_and_caption_from_there(store: ObjectStore, features: 
     finally:
         job.end()
     job = start(place, OWNER.env(store.url), features, output.url, "train-second")
-    try:
-        code = job.wait(PATIENCE)
-    finally:
-        job.end()
-    log = job.log.read_text()
-    assert code == 0, log
+    log = job.finish(PATIENCE)
     assert "going on after epoch" in log
     assert OWNER.secret_key not in log
     there = set(output.objects())
