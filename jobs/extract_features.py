@@ -1,6 +1,6 @@
 """Run an encoder over every image of a folder or bucket once, so that decoders can be trained on its features.
 
-    python -m jobs.extract_features photos features --flip
+    python -m jobs.extract_features photos features --flip --crops 4
     python -m jobs.extract_features s3://bucket/photos s3://bucket/features --kind torchvision --encoder resnet50
 
 Afterwards features/features holds a row per image: path, features (float16, N * D), or an error. The same command
@@ -43,7 +43,7 @@ def extract_features(settings: FeatureSettings) -> int:
     """
     from captionlib.checkpoints import weights_fingerprint
     from jobs.part_job import PartJob, run_job
-    from jobs.processors import FeatureFactory, load_encoder
+    from jobs.processors import FeatureFactory, feature_folders, load_encoder
     from jobs.summary import print_summary
 
     encoder = _describe(settings)
@@ -54,6 +54,7 @@ def extract_features(settings: FeatureSettings) -> int:
         "encoder": to_dict(encoder),
         "weights": fingerprint,
         "flip": settings.flip,
+        "crops": settings.crops,
     }
     metadata = {
         "schema_version": str(schemas.SCHEMA_VERSION),
@@ -66,12 +67,14 @@ def extract_features(settings: FeatureSettings) -> int:
 
     def factory(plan: Plan) -> FeatureFactory:
         batch_size = settings.work.batch_size or (256 if plan.actor_gpus else 32)
-        return FeatureFactory(encoder, model, fingerprint, settings.flip, batch_size, plan.actor_threads, metadata)
+        return FeatureFactory(
+            encoder, model, fingerprint, settings.flip, settings.crops, batch_size, plan.actor_threads, metadata
+        )
 
     job = PartJob(
         kind="extract_features",
         verb="encoded",
-        folders=("features_flipped", "features") if settings.flip else ("features",),
+        folders=feature_folders(flip=settings.flip, crops=settings.crops),
         identity=identity,
         preprocessing=encoder.preprocessing,
         factory=factory,

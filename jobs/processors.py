@@ -89,19 +89,22 @@ class FeatureFactory:
     fingerprint: str
     """Of the encoder's weights."""
     flip: bool
+    crops: int
     batch_size: int
     threads: int
     """For the engine on a CPU."""
     metadata: Mapping[str, str]
 
     def schemas(self) -> Mapping[str, pa.Schema]:
-        """Rows of features; mirrored ones first, as the plain ones say that a part is finished."""
+        """Rows of features, a folder for each view of the images."""
         from captionlib.features import feature_schema
 
-        plain = feature_schema(self.encoder, self.fingerprint)
-        flipped = feature_schema(self.encoder, self.fingerprint, {"flipped": True})
-        names = {"features_flipped": flipped, "features": plain} if self.flip else {"features": plain}
-        return {name: schemas.with_metadata(schema, self.metadata) for name, schema in names.items()}
+        made = {}
+        for folder in feature_folders(flip=self.flip, crops=self.crops):
+            view = folder.removeprefix("features").removeprefix("_")
+            schema = feature_schema(self.encoder, self.fingerprint, {"view": view} if view else {})
+            made[folder] = schemas.with_metadata(schema, self.metadata)
+        return made
 
     def load(self) -> EncodeImages:
         """Build the encoder with its weights."""
@@ -117,21 +120,43 @@ class FeatureFactory:
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             num_threads=self.threads,
         )
-        return EncodeImages(engine, self.encoder, self.flip, self.batch_size)
+        return EncodeImages(engine, self.encoder, flip=self.flip, crops=self.crops, batch_size=self.batch_size)
+
+
+def feature_folders(*, flip: bool, crops: int) -> tuple[str, ...]:
+    """Folders of features, one for each view; the plain one last, as it says that a part is finished."""
+    cropped = tuple(f"features_crop_{number}" for number in range(1, crops + 1))
+    return (*cropped, *(("features_flipped",) if flip else ()), "features")
 
 
 class EncodeImages:
     """Pixels → features (B, N, D) in float16, in batches of the engine's liking."""
 
-    def __init__(self, engine: EncoderEngine, encoder: EncoderConfig, flip: bool, batch_size: int) -> None:
-        self.engine, self.encoder, self.flip, self.batch_size = engine, encoder, flip, batch_size
+    def __init__(
+        self, engine: EncoderEngine, encoder: EncoderConfig, *, flip: bool, crops: int, batch_size: int
+    ) -> None:
+        self.engine, self.encoder, self.flip, self.crops, self.batch_size = engine, encoder, flip, crops, batch_size
 
     def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
-        """pixels uint8 (B, S, S, 3) → the column `features`, for the images and for their mirror images."""
+        """pixels uint8 (B, S, S, 3) → the column `features`, for the images and for their other views."""
         made = {"features": {"features": self._features(pixels)}}
         if self.flip:
             made["features_flipped"] = {"features": self._features(pixels[:, :, ::-1])}
+        for number in range(1, self.crops + 1):
+            made[f"features_crop_{number}"] = {"features": self._features(self._crops(pixels, image_ids, number))}
         return made
+
+    def _crops(self, pixels: np.ndarray, image_ids: Sequence[int], number: int) -> np.ndarray:
+        """A random crop of each image, the same whenever and wherever the image is encoded."""
+        from PIL import Image
+
+        from captionlib.transforms import augment
+
+        seen = [
+            augment(Image.fromarray(image), self.encoder.preprocessing, np.random.default_rng((number, image_id)))
+            for image, image_id in zip(pixels, image_ids, strict=True)
+        ]
+        return np.stack(seen)
 
     def _features(self, pixels: np.ndarray) -> pa.Array:
         width = self.encoder.num_positions * self.encoder.feature_dim

@@ -153,6 +153,14 @@ class FeatureSettings(PartSettings):
     """A checkpoint, folder or URL, whose encoder is taken instead."""
     flip: bool = False
     """Write the features of the mirrored images as well, into the folder features_flipped."""
+    crops: int = 0
+    """Write the features of so many random crops of each image as well, mirrored or not and of at least half of
+    it, into the folders features_crop_1 and so on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crops < 0:
+            raise ValueError(f"crops must not be negative, got {self.crops}")
 
 
 def parse(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -49,6 +51,25 @@ def test_features_of_images_and_of_their_mirror_images(tmp_path, tiny_checkpoint
     Image.fromarray(generator.integers(0, 256, (70, 90, 3), np.uint8)).save(source / "2.png")
     assert main([*arguments, "--retry-errors"]) == 0
     assert len(open_features(str(output)).paths) == len(open_features(str(output / "features_flipped")).paths) == 5
+
+
+def test_features_of_random_crops(tmp_path, tiny_checkpoint):
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 256, (70, 90, 3), np.uint8)
+        Image.fromarray(noise).save(source / f"{i}.png")
+    options = ["--model", str(tiny_checkpoint), "--crops", "2"]
+
+    assert main([str(source), str(tmp_path / "a"), *options]) == 0
+    assert main([str(source), str(tmp_path / "b"), *options, "--images-per-part", "1"]) == 0
+
+    views = [open_features(str(tmp_path / "a" / f"features{view}")) for view in ("", "_crop_1", "_crop_2")]
+    again = open_features(str(tmp_path / "b" / "features_crop_2"))
+    assert views[0].paths == views[1].paths == views[2].paths == again.paths
+    np.testing.assert_array_equal(views[2].array, again.array)
+    for one, other in itertools.combinations(views, 2):
+        assert np.abs(one.array - other.array).max(axis=(1, 2)).min() > 0.01 * np.abs(one.array).max()
 
 
 def test_a_network_that_does_not_exist(tmp_path, make_images, capfd):
