@@ -22,6 +22,8 @@ from captionlib.vocabulary import Vocabulary
 from jobs.storage import Folder
 from jobs.train_settings import TrainSettings
 
+DEFAULT_ENCODER = "efficientnet_lite0"
+
 
 @dataclass(frozen=True)
 class Split:
@@ -104,9 +106,10 @@ def prepare(settings: TrainSettings) -> Prepared:
     if settings.from_images:
         encoder, fingerprint = _encoder(settings, start), None
     else:
-        store = open_features(settings.source)
+        stated = stated_encoder(settings)
+        store = open_features(settings.source, encoder=stated)
         for url in settings.also_features:
-            _check_views(store, open_features(url), url)
+            _check_views(store, open_features(url, encoder=stated), url)
         encoder, fingerprint = store.encoder, store.fingerprint
     if start is not None and start.model.encoder != encoder:
         raise ValueError(
@@ -139,6 +142,16 @@ def prepare(settings: TrainSettings) -> Prepared:
     )
 
 
+def stated_encoder(settings: TrainSettings) -> EncoderConfig | None:
+    """What made ready-made features, where the settings say so."""
+    if settings.from_images or not settings.names_encoder:
+        return None
+    from captionlib.encoders import describe_encoder
+
+    asked = settings.encoder
+    return describe_encoder(asked.kind, asked.name or DEFAULT_ENCODER, asked.features)
+
+
 def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
     checkpoint = load_checkpoint(resolve_checkpoint(source))
     if checkpoint.model.decoder != settings.decoder:
@@ -156,7 +169,7 @@ def _encoder(settings: TrainSettings, start: Checkpoint | None) -> EncoderConfig
 
     asked = settings.encoder
     if start is None:
-        config = describe_encoder(asked.kind, asked.name or "efficientnet_lite0", asked.features)
+        config = describe_encoder(asked.kind, asked.name or DEFAULT_ENCODER, asked.features)
     else:
         config = start.model.encoder
         if config.kind == "vectors":

@@ -21,7 +21,7 @@ from captionlib.training.self_critical import SelfCritic
 from captionlib.training.watching import has_stopped_early, is_over, plateau_factor
 from captionlib.vocabulary import PAD
 from jobs.fetch import read_bytes
-from jobs.train_data import Prepared, Split
+from jobs.train_data import Prepared, Split, stated_encoder
 from jobs.train_dev import DevEvaluation
 from jobs.train_model import build_model
 from jobs.train_state import EpochSums, Standing, restore, save
@@ -137,9 +137,10 @@ class Worker:
                 read=read_bytes,
                 num_threads=self.num_threads,
             )
-        store = open_features(settings.source)
-        also = settings.also_features if is_train else ()
-        return FeatureViews([store.array, *(open_features(url).array for url in also)], store.positions(split.paths))
+        stated = stated_encoder(settings)
+        store = open_features(settings.source, encoder=stated)
+        also = [open_features(url, encoder=stated).array for url in settings.also_features if is_train]
+        return FeatureViews([store.array, *also], store.positions(split.paths))
 
     def _batches(self, split: Split, *, is_train: bool) -> CaptionBatches:
         training = self.settings

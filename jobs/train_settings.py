@@ -29,7 +29,8 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """The encoder of `--from-images`. With `--start-from`, it is that checkpoint's."""
+    """The encoder of `--from-images` (with `--start-from`, it is that checkpoint's), or the one that made ready-made
+    features, so that the run's best can caption photos. What `jobs.extract_features` wrote says so itself."""
 
     kind: Literal["efficientnet_lite", "torchvision", "timm"] = "efficientnet_lite"
     """The library."""
@@ -95,8 +96,15 @@ class TrainSettings:
             raise ValueError(f"checkpoint_minutes must not be negative, got {self.checkpoint_minutes}")
         if self.from_images and self.also_features:
             raise ValueError("--also-features is for training on features: with --from-images, leave it out")
-        if not self.from_images and self.encoder != EncoderSettings():
-            raise ValueError("the settings of the encoder are for --from-images: features have their own")
+        if not self.from_images and (self.encoder.train_from is not None or not self.encoder.augment):
+            raise ValueError(
+                "--encoder.train-from and --encoder.no-augment are for --from-images: features stay as they are"
+            )
+
+    @property
+    def names_encoder(self) -> bool:
+        """Whether it is said which encoder is meant."""
+        return self.encoder != EncoderSettings()
 
     def resolved(self) -> TrainSettings:
         """The same with absolute paths: workers have another working directory."""
