@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = peek(arguments, "model") or "default"
     defaults = {"search": search_of(model)}
     settings = parse(BenchmarkSettings, arguments, prog=PROG, description=__doc__ or "", defaults=defaults)
-    from jobs.part_job import guarded
+    from jobs.guard import guarded
 
     return guarded(PROG, lambda: benchmark(settings))
 

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         defaults={"search": search_of(model)},
     )
-    from jobs.part_job import guarded
+    from jobs.guard import guarded
 
     return guarded(PROG, lambda: caption(settings))
 

@@ -13,10 +13,11 @@ from jobs.fetch import Denied, TransportFault
 from jobs.listing import Listed
 from jobs.manifest import Manifest, delete_manifest
 from jobs.outputs import Counts, PartFiles
-from jobs.part_job import Outcome, PartJob, work_on
+from jobs.part_job import Outcome, PartJob
 from jobs.prepare import check_inputs, check_places
 from jobs.progress import format_seconds
 from jobs.ranges import IdRange, total
+from jobs.rounds import work_on
 from jobs.settings import CaptionSettings
 from jobs.sources import Sources
 from jobs.storage import Folder

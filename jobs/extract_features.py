@@ -29,7 +29,7 @@ PROG = "python -m jobs.extract_features"
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 all done, 1 not complete, 2 a faulty request, 130 interrupted."""
     settings = parse(FeatureSettings, argv, prog=PROG, description=__doc__ or "")
-    from jobs.part_job import guarded
+    from jobs.guard import guarded
 
     return guarded(PROG, lambda: extract_features(settings))
 

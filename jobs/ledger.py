@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.fetch import TransportFault
 from jobs.outputs import PartFiles
 from jobs.progress import Progress
 from jobs.ranges import IdRange, cut
@@ -90,14 +91,7 @@ class Ledger:
         return result
 
     def _commit(self, part: Part, receipt: Mapping[str, Any]) -> None:
-        if receipt["node"] not in self._nodes:
-            self._nodes.add(receipt["node"])
-            if not self.files.exists(part.ids):
-                raise Stopped(
-                    f"the machine {socket.gethostname()} does not see what {receipt['node']} wrote to "
-                    f"{self.files.folder.url}: the output must be a folder that all machines share, or a URL such as "
-                    "s3://…"
-                )
+        self._check_sight_of(receipt["node"], part)
         for step in ("read", "decode", "model", "write"):
             self.seconds[step] = self.seconds.get(step, 0.0) + receipt[f"{step}_seconds"]
         progress = self.progress
@@ -107,4 +101,19 @@ class Ledger:
                 f"{progress.failed:,} of {progress.images:,} images failed, more than --max-error-share "
                 f"{self.max_error_share:g} allows: look at the column `error` in {self.files.folder.url}. If that is "
                 "how the input is, run again with a larger share"
+            )
+
+    def _check_sight_of(self, node: str, part: Part) -> None:
+        """This machine sees the first file that a node wrote."""
+        if node in self._nodes:
+            return
+        try:
+            is_there = self.files.exists(part.ids)
+        except TransportFault:
+            return  # the storage has gone away since: its next file will do
+        self._nodes.add(node)
+        if not is_there:
+            raise Stopped(
+                f"the machine {socket.gethostname()} does not see what {node} wrote to {self.files.folder.url}: the "
+                "output must be a folder that all machines share, or a URL such as s3://…"
             )

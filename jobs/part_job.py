@@ -7,48 +7,30 @@ Nothing is held in memory per image, and nothing that is finished depends on thi
 
 from __future__ import annotations
 
-import contextlib
-import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
 from captionlib.config import Preprocessing
 from jobs import record
 from jobs.export import export, formats_there
-from jobs.ledger import Ledger, Stopped
-from jobs.manifest import NO_COLUMNS, Manifest
+from jobs.guard import GOES_ON
+from jobs.ledger import Stopped
+from jobs.manifest import Manifest
 from jobs.outputs import Counts, PartFiles
-from jobs.pipeline import Pipeline, PipelineError
+from jobs.pipeline import PipelineError
 from jobs.prepare import check_inputs, check_places, for_record, list_inputs, open_output, reserved, without_password
-from jobs.progress import Progress, format_seconds
-from jobs.ranges import IdRange, cut, subtract, total
-from jobs.resources import Plan, plan
-from jobs.session import ClusterError, RaySession
+from jobs.ranges import IdRange, subtract, total
+from jobs.resources import Plan
+from jobs.rounds import LARGEST_DEFAULT_PART, work_on
+from jobs.session import ClusterError
 from jobs.settings import PartSettings
 from jobs.sidecar import Sidecar
 from jobs.sources import Sources
-from jobs.stages import FetchAndDecode, Part
 from jobs.storage import Folder
-from jobs.worker import ProcessorFactory, WithColumns
-
-LARGEST_DEFAULT_PART = 512
-SMALLEST_DEFAULT_PART = 64
-PARTS_PER_ACTOR = 8
-PARTS_PER_DECODER = 4
-
-
-_GOES_ON = "What is finished stays; the same command goes on from there"
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it: to be handled as Ctrl-C is."""
+from jobs.worker import ProcessorFactory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,131 +174,16 @@ def _note_end(job: PartJob, outcome: Outcome, stored: dict[str, Any]) -> None:
         print(f"{record.NAME} could not be written: {error}", file=sys.stderr)
 
 
-def guarded(prog: str, action: Callable[[], int]) -> int:
-    """Run a job's body; what can go wrong without being a bug becomes a sentence on stderr and an exit code."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
-    try:
-        return action()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
-    except Stopped as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
-    except Terminated:
-        print(f"{prog}: terminated. {_GOES_ON}", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted. {_GOES_ON}", file=sys.stderr)
-        return 130
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
-
-
-# --- the work ---------------------------------------------------------------------------------------------------
-
-
-def default_part_size(num_images: int, resources: Plan) -> int:
-    """Images per part: large enough that Ray's 20 ms per part do not count, small enough to keep all workers busy."""
-    num_parts = max(PARTS_PER_ACTOR * resources.num_actors, PARTS_PER_DECODER * resources.num_decoders)
-    even = math.ceil(num_images / num_parts)
-    return min(LARGEST_DEFAULT_PART, max(SMALLEST_DEFAULT_PART, even))
-
-
-def work_on(
-    job: PartJob,
-    settings: PartSettings,
-    outputs: Mapping[str, PartFiles],
-    outcome: Outcome,
-    todo: list[IdRange],
-    redo: Mapping[IdRange, int],
-) -> None:
-    """Do what is left, in rounds: what could not be done comes again after a pause, in smaller parts."""
-    work, faults = settings.work, settings.faults
-    num_todo = total(todo) + sum(redo.values())
-    progress = Progress(outcome.manifest.num_images, outcome.manifest.num_images - num_todo, job.verb)
-    with RaySession(work.address, work.num_cpus, work.num_gpus, progress.say) as session:
-        outcome.phases["ray"] = progress.seconds
-        resources = plan(session.nodes(), work.num_actors)
-        progress.say(f"{num_todo:,} images to do, with {resources}")
-        fetch = FetchAndDecode(
-            outcome.manifest,
-            outcome.files,
-            job.preprocessing,
-            resources.decode_threads,
-            Sources(settings.inputs, settings.source).local_roots(),
-            settings.source.image_column,
-        )
-        factory = WithColumns(job.factory(resources), outcome.manifest.columns() or NO_COLUMNS)
-        pipeline = Pipeline(fetch, factory, outputs, resources, job.sidecar)
-        ledger = Ledger(outcome.files, progress, faults.max_error_share, patience=8 + 2 * resources.num_actors)
-        size = work.images_per_part or default_part_size(num_todo, resources)
-        parts = [Part(ids, redo_errors=True) for ids in redo] + [Part(ids) for ids in cut(todo, size)]
-        pause, tries_left = faults.transport_pause, faults.transport_retries
-        try:
-            with progress:
-                while parts:
-                    with contextlib.closing(pipeline.receipts(parts)) as receipts:
-                        ended = ledger.follow(parts, receipts)
-                    for part in ended.deadly:
-                        _write_deadly(part.ids, outcome.manifest, factory, outputs)
-                        progress.add(0, 1)
-                    parts = ended.left
-                    if not parts:
-                        break
-                    if ended.made_progress:
-                        pause, tries_left = faults.transport_pause, faults.transport_retries
-                    elif not tries_left:
-                        raise Stopped(ledger.last_reason)
-                    else:
-                        tries_left -= 1
-                    progress.say(
-                        f"{num_todo - progress.images:,} images are left ({ledger.last_reason}); "
-                        f"trying again in {format_seconds(pause)}"
-                    )
-                    time.sleep(pause)
-                    pause *= 3
-        finally:
-            outcome.images = progress.images
-            outcome.start_up_seconds = progress.start_up_seconds
-            outcome.phases["first images"] = progress.start_up_seconds - outcome.phases["ray"]
-            outcome.phases["other images"] = progress.seconds - progress.start_up_seconds
-            outcome.images_per_second = progress.images_per_second
-            outcome.rates = progress.rates
-            outcome.run["seconds_by_step"] = {step: round(spent, 1) for step, spent in ledger.seconds.items()}
-
-
 def _with_what_is_left(error: Exception, files: PartFiles, manifest: Manifest) -> Stopped:
     """The reason for stopping, with what it means for the images."""
     try:
         left = total(subtract([IdRange(0, manifest.num_images - 1)], files.finished()))
     except (OSError, ValueError):  # the output itself is what fails
-        return Stopped(f"{error}. {_GOES_ON}")
+        return Stopped(f"{error}. {GOES_ON}")
     if not left:
         return Stopped(f"{error}. All images have a row; the same command finishes the rest")
     images = "1 image is" if left == 1 else f"{left:,} images are"
     return Stopped(f"{images} not done: {error}. What is finished stays; the same command does the others")
-
-
-def _write_deadly(
-    ids: IdRange, manifest: Manifest, factory: ProcessorFactory, outputs: Mapping[str, PartFiles]
-) -> None:
-    """A row for an image at which each process that touched it died: accounted for, without touching it again."""
-    image = manifest.read(ids).to_pylist()[0]
-    known = {
-        **image,
-        **image.get("columns", {}),
-        "error": "WorkerDied: each process that worked on this image died, several times",
-    }
-    for name, schema in factory.schemas().items():
-        rows = [pa.array([known.get(column.name)], column.type) for column in schema]
-        outputs[name].write(ids, pa.table(rows, schema=schema))
 
 
 def _count(files: PartFiles, manifest: Manifest) -> Counts:

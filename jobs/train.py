@@ -22,7 +22,7 @@ PROG = "python -m jobs.train"
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 stopped on the way, 2 a faulty request, 130 interrupted."""
     settings = parse(TrainSettings, argv, prog=PROG, description=__doc__ or "").resolved()
-    from jobs.part_job import guarded
+    from jobs.guard import guarded
 
     return guarded(PROG, lambda: train(settings))
 

@@ -104,6 +104,7 @@ def test_only_the_input_goes_away(tmp_path: Path, model: Path, place: Place) -> 
     local = tmp_path / "out"
     with object_store(tmp_path / "store") as store, fault_proxy(store.address, SEED) as proxy:
         upload_photos(store.client(), "photos", "few", FEW)
+        proxy.faults = Faults(latency_seconds=1)  # else all photos are read before the first have captions
         job = start_job(
             place, OWNER.env(proxy.url), "s3://photos/few", str(local), model, *SMALL_PARTS, *QUICKLY, name="input"
         )

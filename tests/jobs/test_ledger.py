@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
+
 import pytest
 
+from jobs.fetch import TransportFault
 from jobs.ledger import Ledger, Stopped
 from jobs.outputs import PartFiles
 from jobs.progress import Progress
@@ -90,6 +93,22 @@ def test_an_output_that_only_another_machine_sees(tmp_path):
     book = ledger(tmp_path, files=PartFiles)
     with pytest.raises(Stopped, match="does not see what n wrote to .*a folder that all machines share"):
         book.follow(parts((0, 9)), iter([receipt(0, 9)]))
+
+
+def test_a_storage_that_is_away_when_the_output_is_looked_at_is_asked_again(tmp_path):
+    class Away(PartFiles):
+        asked = []
+
+        def exists(self, ids):
+            self.asked.append(ids)
+            if len(self.asked) == 1:
+                raise TransportFault(errno.EIO, "connection refused")
+            return True
+
+    book = ledger(tmp_path, files=Away)
+    ended = book.follow(parts((0, 9), (10, 19), (20, 29)), iter([receipt(0, 9), receipt(10, 19), receipt(20, 29)]))
+    assert (ended.left, book.progress.images) == ([], 30)
+    assert Away.asked == [IdRange(0, 9), IdRange(10, 19)]
 
 
 def test_a_part_that_was_done_twice_counts_once(tmp_path):
