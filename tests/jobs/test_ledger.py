@@ -96,19 +96,19 @@ def test_an_output_that_only_another_machine_sees(tmp_path):
 
 
 def test_a_storage_that_is_away_when_the_output_is_looked_at_is_asked_again(tmp_path):
-    class Away(PartFiles):
-        asked = []
+    asked = []
 
+    class Away(PartFiles):
         def exists(self, ids):
-            self.asked.append(ids)
-            if len(self.asked) == 1:
+            asked.append(ids)
+            if len(asked) == 1:
                 raise TransportFault(errno.EIO, "connection refused")
             return True
 
     book = ledger(tmp_path, files=Away)
     ended = book.follow(parts((0, 9), (10, 19), (20, 29)), iter([receipt(0, 9), receipt(10, 19), receipt(20, 29)]))
     assert (ended.left, book.progress.images) == ([], 30)
-    assert Away.asked == [IdRange(0, 9), IdRange(10, 19)]
+    assert asked == [IdRange(0, 9), IdRange(10, 19)]
 
 
 def test_a_part_that_was_done_twice_counts_once(tmp_path):
