@@ -22,8 +22,6 @@ from captionlib.vocabulary import Vocabulary
 from jobs.storage import Folder
 from jobs.train_settings import TrainSettings
 
-DEFAULT_ENCODER = "efficientnet_lite0"
-
 
 @dataclass(frozen=True)
 class Split:
@@ -144,12 +142,12 @@ def prepare(settings: TrainSettings) -> Prepared:
 
 def stated_encoder(settings: TrainSettings) -> EncoderConfig | None:
     """What made ready-made features, where the settings say so."""
-    if settings.from_images or not settings.names_encoder:
+    asked = settings.encoder
+    if settings.from_images or asked.name is None:
         return None
     from captionlib.encoders import describe_encoder
 
-    asked = settings.encoder
-    return describe_encoder(asked.kind, asked.name or DEFAULT_ENCODER, asked.features)
+    return describe_encoder(asked.kind, asked.name, asked.features)
 
 
 def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
@@ -169,7 +167,7 @@ def _encoder(settings: TrainSettings, start: Checkpoint | None) -> EncoderConfig
 
     asked = settings.encoder
     if start is None:
-        config = describe_encoder(asked.kind, asked.name or DEFAULT_ENCODER, asked.features)
+        config = describe_encoder(asked.kind, asked.name or "efficientnet_lite0", asked.features)
     else:
         config = start.model.encoder
         if config.kind == "vectors":

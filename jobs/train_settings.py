@@ -100,11 +100,8 @@ class TrainSettings:
             raise ValueError(
                 "--encoder.train-from and --encoder.no-augment are for --from-images: features stay as they are"
             )
-
-    @property
-    def names_encoder(self) -> bool:
-        """Whether it is said which encoder is meant."""
-        return self.encoder != EncoderSettings()
+        if not self.from_images and self.encoder.name is None and self.encoder != EncoderSettings():
+            raise ValueError("say with --encoder.name which encoder made the features")
 
     def resolved(self) -> TrainSettings:
         """The same with absolute paths: workers have another working directory."""

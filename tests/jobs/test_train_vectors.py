@@ -70,7 +70,7 @@ def test_with_the_encoder_that_made_them_it_captions_photos(tmp_path: Path, capf
 
     run, output = tmp_path / "run", tmp_path / "captions"
     arguments = [str(tmp_path / "vectors.npz"), str(run), *SMALL]
-    arguments += ["--data.captions-file", str(tmp_path / "captions.csv"), "--encoder.kind", "efficientnet_lite"]
+    arguments += ["--data.captions-file", str(tmp_path / "captions.csv"), "--encoder.name", "efficientnet_lite0"]
     assert (
         main([*arguments, "--encoder.features", "pooled", "--training.images-per-step", "1", "--training.epochs", "20"])
         == 0
