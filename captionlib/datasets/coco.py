@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from captionlib.datasets.files import Source, exists, locate, read_json_object
+from captionlib.datasets.files import Source, exists, locate, locate_images, read_json_object
 from captionlib.datasets.records import (
     CaptionedImage,
     CaptionRow,
@@ -33,7 +33,7 @@ def read_coco(source: Source) -> list[CaptionedImage]:
         raise DatasetError(f"{source.split_file}: COCO has no split files; its captions files are the splits")
     split = None if source.split == "all" else source.split
     if source.captions_file is not None:
-        images_root = locate(source.images_root, source.root, ("",), "the folder of COCO's images", "images_root")
+        images_root = locate_images(source, source.captions_file, (), "the folder of COCO's images")
         return _read_file(source.captions_file, images_root, split)
     if split == "test":
         raise DatasetError("COCO's test captions are not published; use Karpathy's split (kind 'karpathy')")
@@ -46,9 +46,7 @@ def read_coco(source: Source) -> list[CaptionedImage]:
         captions_file = join_path(source.root, f"annotations/captions_{PARTS[part]}{year}.json")
         if exists(captions_file):
             folder = f"{PARTS[part]}{year}"
-            images_root = locate(
-                source.images_root, source.root, (folder,), "the folder of COCO's images", "images_root"
-            )
+            images_root = locate_images(source, captions_file, (folder,), "the folder of COCO's images")
             records += _read_file(captions_file, images_root, part)
     return records
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,23 @@ def locate(given: str | None, root: str | None, candidates: Sequence[str], what:
         if exists(path):
             return path
     raise DatasetError(f"{root}: {' and '.join(candidates)} not found; that should be {what}. Or set {setting}")
+
+
+def locate_images(source: Source, captions_file: str, candidates: Sequence[str], what: str) -> str:
+    """The folder of the images: the one that was given, or the first of a layout's candidates that exists.
+
+    Where there is none, the images are not at hand, and nobody may need them, such as when a decoder learns from
+    features: then it is the root, or the folder of the captions.
+
+    Raises:
+        DatasetError: the one that was given does not exist.
+    """
+    if source.images_root is not None:
+        return locate(source.images_root, None, (), what, "images_root")
+    if source.root is None:
+        return posixpath.dirname(captions_file)
+    folders = [join_path(source.root, candidate) for candidate in candidates]
+    return next((folder for folder in folders if exists(folder)), source.root)
 
 
 def read_text(path: str) -> str:

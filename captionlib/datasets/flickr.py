@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from captionlib.datasets import splits, table
-from captionlib.datasets.files import Source, exists, locate, read_lines, read_text
+from captionlib.datasets.files import Source, exists, locate, locate_images, read_lines, read_text
 from captionlib.datasets.records import CaptionedImage, CaptionRow, DatasetError, group_by_image, join_path
 
 # `name.jpg#0<TAB>caption`
@@ -65,13 +65,7 @@ def _read(layout: Layout, source: Source) -> list[CaptionedImage]:
         f"{layout.title}'s captions, lines of name.jpg#0<TAB>caption or a CSV file with a header",
         "captions_file",
     )
-    images_root = locate(
-        source.images_root,
-        source.root,
-        layout.images,
-        f"the folder of {layout.title}'s images",
-        "images_root",
-    )
+    images_root = locate_images(source, captions_file, layout.images, f"the folder of {layout.title}'s images")
     records = group_by_image(_caption_rows(captions_file), images_root)
     if source.split != "all":
         split_file = locate(

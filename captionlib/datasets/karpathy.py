@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from captionlib.datasets import splits
-from captionlib.datasets.files import Source, locate, read_json_object
+from captionlib.datasets.files import Source, locate, locate_images, read_json_object
 from captionlib.datasets.records import (
     CaptionedImage,
     CaptionRow,
@@ -33,7 +33,7 @@ def read_karpathy(source: Source) -> list[CaptionedImage]:
     captions_file = locate(
         source.captions_file, None, (), "Karpathy's JSON, such as dataset_coco.json,", "captions_file"
     )
-    images_root = locate(source.images_root, source.root, ("",), "the folder of the images", "images_root")
+    images_root = locate_images(source, captions_file, (), "the folder of the images")
     images = read_json_object(captions_file).get("images")
     if not isinstance(images, list):
         raise DatasetError(f"{captions_file}: no list 'images'; expected one of Karpathy's dataset_*.json files")

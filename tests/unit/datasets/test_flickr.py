@@ -122,14 +122,20 @@ def test_a_missing_file_says_what_it_should_be(root: Path) -> None:
         DatasetError, match=r"Flickr_8k.testImages.txt.*test split.*one image name per line.*split_file"
     ):
         read(root, split="test")
-    (root / "Images").rmdir()
-    with pytest.raises(DatasetError, match=r"Images and Flicker8k_Dataset.*folder of Flickr8k's images"):
-        read(root)
+    with pytest.raises(
+        DatasetError, match=r"nowhere: not found; images_root should be the folder of Flickr8k's images"
+    ):
+        read(root, images_root="nowhere")
     (root / "Flickr8k.token.txt").unlink()
     with pytest.raises(DatasetError, match=r"Flickr8k.token.txt.*name.jpg#0<TAB>caption.*captions_file"):
         read(root)
     with pytest.raises(DatasetError, match="nowhere: not found; root should be the dataset's folder"):
         read(root / "nowhere")
+
+
+def test_captions_need_no_images(root: Path) -> None:
+    (root / "Images").rmdir()
+    assert {record.path for record in read(root, split="train")} == {f"{root}/a.jpg", f"{root}/b.jpg"}
 
 
 def test_explicit_paths_take_precedence(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
