@@ -26,7 +26,7 @@ from captionlib.vocabulary import Vocabulary
 if TYPE_CHECKING:  # a job's driver looks at checkpoints, and should not wait for PyTorch
     from torch import Tensor, nn
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocabulary.json", "model.safetensors", "model_card.md"
 DEFAULT_CHECKPOINT = Path(__file__).parent / "pretrained" / "default"
 """The checkpoint that ships."""

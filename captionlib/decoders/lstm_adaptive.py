@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captionlib.attention import ATTENTION_KINDS, SingleHeadAttention
 from captionlib.config import DecoderConfig
 from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
-from captionlib.decoders.recurrent import Advance, RecurrentDecoder, advance_cell
+from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, advance_cell
 
 
 class LSTMAdaptiveDecoder(RecurrentDecoder):
@@ -69,7 +69,7 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
     def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
         """Read word and image, then look with the new state at the image's positions and at the sentinel."""
         image = self.dropout(memory["image"]).unsqueeze(1).expand(-1, word.shape[1], -1)
-        inputs = torch.cat([word, image], dim=-1)  # (B, K, 2E)
+        inputs = torch.cat([WORD_SCALE * word, image], dim=-1)  # (B, K, 2E)
         gate = torch.sigmoid(self.sentinel_x(inputs) + self.sentinel_h(h))  # eq. 9
         h, c = advance_cell(self.cell, inputs, h, c)
         sentinel = gate * torch.tanh(c)  # (B, K, H), eq. 10

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captionlib.attention import ATTENTION_KINDS
 from captionlib.config import DecoderConfig
 from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
-from captionlib.decoders.recurrent import Advance, RecurrentDecoder, advance_cell
+from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, advance_cell
 
 
 class LSTMAttentionDecoder(RecurrentDecoder):
@@ -63,6 +63,6 @@ class LSTMAttentionDecoder(RecurrentDecoder):
         context, weights = self.attention(h, memory["keys"], memory["values"])  # (B, K, P), (B, K, N)
         if self.gate is not None:
             context = torch.sigmoid(self.gate(h)) * context
-        h, c = advance_cell(self.cell, torch.cat([word, context], dim=-1), h, c)
+        h, c = advance_cell(self.cell, torch.cat([WORD_SCALE * word, context], dim=-1), h, c)
         output = word + self.output_h(self.dropout(h)) + self.output_z(self.dropout(context))  # (B, K, E)
         return Advance(h, c, output, weights)

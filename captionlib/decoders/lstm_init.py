@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from captionlib.config import DecoderConfig
 from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
-from captionlib.decoders.recurrent import Advance, RecurrentDecoder, advance_cell
+from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, advance_cell
 
 
 class LSTMInitDecoder(RecurrentDecoder):
@@ -44,5 +44,5 @@ class LSTMInitDecoder(RecurrentDecoder):
 
     def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
         """Read the word (eq. 11, 12); the vectors of the words are the rows of the last layer's matrix."""
-        h, c = advance_cell(self.cell, word, h, c)
+        h, c = advance_cell(self.cell, WORD_SCALE * word, h, c)
         return Advance(h, c, self.output(self.dropout(h)))

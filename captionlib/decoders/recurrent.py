@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 from captionlib.decoders.base import Decoder, DecoderOutput, LongestFirst, Memory, State, WordTable, choose_inputs
 
+WORD_SCALE = 16.0
+"""A cell reads its words this much larger than they stand in their table. The table starts with a standard deviation of
+0.05, as the output needs it (see `WordTable`); beside image vectors of about 1 the cell would hardly notice such words,
+and take many epochs to learn to. A power of two changes no digit."""
+
 
 class Advance(NamedTuple):
     """What one more word leads to, a row for each caption of each image."""

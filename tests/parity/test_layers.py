@@ -151,6 +151,11 @@ def word_logits(w: Weights, x: Tensor) -> Tensor:
     return w["words.embedding.weight"] @ x + w["words.output_bias"]
 
 
+def word_read(w: Weights, word: int) -> Tensor:
+    """A word as a cell reads it: the table holds it at a sixteenth."""
+    return 16 * w["words.embedding.weight"][word]
+
+
 def show_and_tell(w: Weights, features: Tensor, caption: list[int]) -> list[Tensor]:
     """Vinyals et al. 2015, eq. 10-12."""
     zeros = torch.zeros(w["cell.weight_hh"].shape[1])
@@ -158,7 +163,7 @@ def show_and_tell(w: Weights, features: Tensor, caption: list[int]) -> list[Tens
     h, c = lstm(w, image, zeros, zeros)
     logits = []
     for word in caption:
-        h, c = lstm(w, w["words.embedding.weight"][word], h, c)
+        h, c = lstm(w, word_read(w, word), h, c)
         logits.append(word_logits(w, linear(w, "output", h)))
     return logits
 
@@ -173,7 +178,7 @@ def show_attend_and_tell(w: Weights, features: Tensor, caption: list[int]) -> li
         weights = torch.cat([additive(w, "attention.project_key", h, value) for value in values]).softmax(dim=0)
         context = torch.sigmoid(linear(w, "gate", h)) * (weights @ values)
         embedded = w["words.embedding.weight"][word]
-        h, c = lstm(w, torch.cat([embedded, context]), h, c)
+        h, c = lstm(w, torch.cat([word_read(w, word), context]), h, c)
         logits.append(word_logits(w, embedded + linear(w, "output_h", h) + linear(w, "output_z", context)))
     return logits
 
@@ -185,7 +190,7 @@ def knowing_when_to_look(w: Weights, features: Tensor, caption: list[int]) -> li
     h = c = torch.zeros(w["cell.weight_hh"].shape[1])
     logits = []
     for word in caption:
-        x = torch.cat([w["words.embedding.weight"][word], image])
+        x = torch.cat([word_read(w, word), image])
         gate = torch.sigmoid(linear(w, "sentinel_x", x) + linear(w, "sentinel_h", h))
         h, c = lstm(w, x, h, c)
         sentinel = gate * torch.tanh(c)
