@@ -111,7 +111,9 @@ def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
         actor_cpus = _floor(actor_cpus)
         room = _room(usable, num_actors, actor_cpus)
         if room >= min(SMALLEST_TASK_CPUS, largest / 4):
-            decode_cpus = min(SMALLEST_TASK_CPUS, _floor(room))
+            needed = min(SMALLEST_TASK_CPUS, min(node.cpus for node in usable) / 4)
+            actor_cpus, least = _never_filling(actor_cpus, usable, num_actors, needed)
+            decode_cpus = _floor(min(SMALLEST_TASK_CPUS, least))
             left = sum(node.cpus for node in usable) - num_actors * actor_cpus
             return Plan(num_actors, actor_cpus, 0, max(1, round(share)), decode_cpus, max(1, int(left / decode_cpus)))
         actor_cpus *= 0.9
@@ -130,6 +132,22 @@ def _room(nodes: Sequence[Node], num_actors: int, actor_cpus: float) -> float:
         if free[emptiest] < 0:
             return -1
     return max(free)
+
+
+def _never_filling(actor_cpus: float, nodes: Sequence[Node], num_actors: int, needed: float) -> tuple[float, float]:
+    """The next best size of an actor with which no machine can be filled up, and what is left on the fullest then.
+
+    When a machine is lost, its actors come to the others, to each as many as fit. A machine that they filled up would
+    not decode, and if it was the last, they would wait for ever for something to do.
+    """
+    hundredths = round(100 * actor_cpus)
+    for distance in range(hundredths):
+        for size in (hundredths + distance, hundredths - distance):
+            room = _room(nodes, num_actors, size / 100)
+            least = min([room, *(round(100 * node.cpus) % size / 100 for node in nodes)])
+            if least >= needed:
+                return size / 100, least
+    return actor_cpus, _room(nodes, num_actors, actor_cpus)
 
 
 def _floor(cpus: float) -> float:

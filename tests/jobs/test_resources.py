@@ -9,7 +9,7 @@ from jobs.resources import Node, Plan, plan
     ("nodes", "expected"),
     [
         # num_actors, actor_cpus, actor_gpus, actor_threads, decode_cpus, num_decoders
-        ([Node(1)], Plan(1, 0.5, 0, 1, 0.5, 1)),
+        ([Node(1)], Plan(1, 0.51, 0, 1, 0.49, 1)),
         ([Node(2)], Plan(1, 1.5, 0, 2, 0.5, 1)),
         ([Node(4)], Plan(1, 3.0, 0, 4, 0.5, 2)),
         ([Node(8)], Plan(1, 6.0, 0, 8, 0.5, 4)),
@@ -41,6 +41,15 @@ def test_everything_fits_at_once(cpus, num_nodes, num_actors):
         free[-1] -= made.actor_cpus
     assert max(free) >= made.decode_cpus - 1e-9
     assert made.num_actors == (num_actors or made.num_actors)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 2), (1, 2), (4, 12), (4, 4, 16), (3, 9), (8, 24, 8), (16, 64), (5, 7)])
+@pytest.mark.parametrize("num_actors", [None, 2])
+def test_wherever_the_actors_come_together_there_is_room_to_decode(sizes, num_actors):
+    made = plan([Node(cpus) for cpus in sizes], num_actors)
+    for cpus in sizes:  # the last machine
+        actors = min(made.num_actors, int((cpus + 1e-9) // made.actor_cpus))
+        assert cpus - actors * made.actor_cpus >= made.decode_cpus - 1e-9
 
 
 @pytest.mark.parametrize(
