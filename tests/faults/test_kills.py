@@ -118,6 +118,9 @@ def test_two_nodes(
             )  # fmt: skip
 
         def kill_second(pattern: str) -> bool:
+            if not made.nodes["second"].is_running:  # a machine that was lost is replaced, to be lost again
+                made.start("second", num_cpus=1)
+                return False
             found = made.nodes["second"].find(pattern)
             return sum(kill(pid) for pid in found) > 0
 
