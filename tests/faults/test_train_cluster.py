@@ -75,5 +75,6 @@ def test_a_worker_and_a_node_are_killed(tmp_path: Path) -> None:
     last, expected = metrics(disturbed)[-1], metrics(undisturbed)[-1]
     assert expected["cider_d"] > 1.0
     assert last["dev_loss"] == pytest.approx(expected["dev_loss"], abs=0.05)
-    assert last["cider_d"] == pytest.approx(expected["cider_d"], abs=0.2)
+    # Of 30 dev images each is a thirtieth of the score, and a worker that starts again drops out other units.
+    assert last["cider_d"] == pytest.approx(expected["cider_d"], rel=0.08)
     assert (disturbed / "best" / "config.json").is_file()
