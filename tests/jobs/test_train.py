@@ -100,12 +100,17 @@ def test_it_learns_exports_and_is_finished(
 
 
 def test_the_commands_of_the_readme_are_understood() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", "")
     commands = re.findall(r"^\$ python -m jobs\.train (.*?)(?:  +#.*)?$", text, re.M)
     assert len(commands) >= 3
     for command in commands:
         settings = parse(TrainSettings, command.split(), prog="train", description="").resolved()
         assert "://" in settings.run or Path(settings.run).is_absolute()
+
+
+def test_features_of_another_encoder_than_stated(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stated = ("--encoder.name", "efficientnet_lite1")
+    assert "made by efficientnet_lite0, not by efficientnet_lite1" in fails(arguments(dataset, *stated), capsys)
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -220,8 +225,11 @@ def test_what_is_wrong_with_images(make_images: Callable[..., Path], capsys: pyt
     message = fails(from_images(images, "--encoder.train-from", "layer9"), capsys)
     assert "efficientnet_lite0 has no stage 'layer9'; it has " in message
     with pytest.raises(SystemExit):
-        main([*arguments(images.parent), "--encoder.name", "resnet50"])
+        main([*arguments(images.parent), "--encoder.train-from", "blocks.14"])
     assert "--from-images" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments(images.parent), "--encoder.features", "pooled"])
+    assert "--encoder.name" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_names_its_images_and_is_not_tried_again(
