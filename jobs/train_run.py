@@ -65,7 +65,7 @@ KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
 """A step on a CPU allocates hundreds of tensors of megabytes and frees them. By default the GNU C library gives them
-back to the system, and a third of the time goes into getting zeroed pages again. Other C libraries ignore these."""
+back to the system, and a quarter of the time goes into getting zeroed pages again. Other C libraries ignore these."""
 
 
 def clean(run: str) -> None:
