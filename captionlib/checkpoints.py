@@ -60,6 +60,11 @@ class Checkpoint(CheckpointConfig):
     fingerprint: str
     """Changes with anything that can change a caption: weights, vocabulary, model settings."""
 
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The weights of the captioner's `encoder` or `decoder`, named as these name them."""
+        prefix = f"{name}."
+        return {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
+
 
 # ---- writing ----
 

@@ -62,7 +62,7 @@ def extract_features(settings: FeatureSettings) -> int:
     }
 
     model = settings.model
-    if model is not None and is_local(model):
+    if model not in (None, "default") and is_local(model):
         model = os.path.abspath(os.path.expanduser(model))
 
     def factory(plan: Plan) -> FeatureFactory:

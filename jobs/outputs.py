@@ -62,7 +62,16 @@ class PartFiles:
         """Write (or replace) the file of a range."""
         assert table.num_rows == ids.size, f"{table.num_rows} rows for {ids}"
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_PER_FILE)
+        # A dictionary and statistics of a tensor's values take three times as long as all else, and help nobody.
+        searchable = not any(pa.types.is_fixed_size_list(field.type) for field in table.schema)
+        pq.write_table(
+            table,
+            sink,
+            compression="zstd",
+            row_group_size=ROWS_PER_FILE,
+            use_dictionary=searchable,
+            write_statistics=searchable,
+        )
         self.folder.write(self._name(ids), memoryview(sink.getvalue()))
 
     def read(self, ids: IdRange, columns: Sequence[str] | None = None) -> pa.Table:

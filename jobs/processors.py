@@ -192,8 +192,5 @@ def load_encoder(encoder: EncoderConfig, model: str | None) -> Encoder:
     from captionlib.checkpoints import load_checkpoint, load_weights, resolve_checkpoint
 
     built = build_encoder(encoder)
-    weights = load_checkpoint(resolve_checkpoint(model)).weights
-    prefix = "encoder."
-    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    load_weights(built, own, f"the encoder of {model}")
+    load_weights(built, load_checkpoint(resolve_checkpoint(model)).part("encoder"), f"the encoder of {model}")
     return built

@@ -51,9 +51,12 @@ class Prepared:
     vocabulary: Vocabulary
     train: Split
     dev: Split
-    start: dict[str, Tensor] | None
-    """Weights of the captioner to start from."""
-    start_fingerprint: str | None
+    encoder_weights: dict[str, Tensor] | None
+    """Of the checkpoint whose encoder it is; None for the library's."""
+    decoder_weights: dict[str, Tensor] | None
+    """Of the captioner to start from."""
+    origin_fingerprint: str | None
+    """Of the checkpoint that these are from."""
     left_out: str
     """What the caption filter did, for a person; empty where it did nothing."""
 
@@ -71,7 +74,7 @@ class Prepared:
         return {
             "encoder": to_dict(self.encoder),
             "encoder_weights": self.encoder_fingerprint,
-            "start_from": self.start_fingerprint,
+            "start_from": self.origin_fingerprint,
             "captions": digests,
         }
 
@@ -101,17 +104,20 @@ def prepare(settings: TrainSettings) -> Prepared:
         ValueError: a file is missing or wrong, images have no features, the views disagree.
     """
     start = None if settings.start_from is None else _starting_point(settings, settings.start_from)
+    origin = start
+    if start is None and settings.encoder_checkpoint is not None:
+        origin = load_checkpoint(resolve_checkpoint(settings.encoder_checkpoint))
     if settings.from_images:
-        encoder, fingerprint = _encoder(settings, start), None
+        encoder, fingerprint = _encoder(settings, origin), None
     else:
         stated = stated_encoder(settings)
         store = open_features(settings.source, encoder=stated)
         for url in settings.also_features:
             _check_views(store, open_features(url, encoder=stated), url)
         encoder, fingerprint = store.encoder, store.fingerprint
-    if start is not None and start.model.encoder != encoder:
+    if origin is not None and origin.model.encoder != encoder:
         raise ValueError(
-            f"{settings.start_from} was trained with {start.model.encoder.name} and {settings.source} is of "
+            f"{settings.encoder_checkpoint} was trained with {origin.model.encoder.name} and {settings.source} is of "
             f"{encoder.name}: a decoder goes on with the encoder that it knows"
         )
     train, dev = (_read_split(settings, name) for name in (settings.data.train_split, settings.data.dev_split))
@@ -134,8 +140,9 @@ def prepare(settings: TrainSettings) -> Prepared:
         vocabulary,
         train,
         dev,
-        None if start is None else start.weights,
-        None if start is None else start.fingerprint,
+        None if origin is None else origin.part("encoder"),
+        None if start is None else start.part("decoder"),
+        None if origin is None else origin.fingerprint,
         left_out,
     )
 
@@ -161,20 +168,20 @@ def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
     return checkpoint
 
 
-def _encoder(settings: TrainSettings, start: Checkpoint | None) -> EncoderConfig:
+def _encoder(settings: TrainSettings, origin: Checkpoint | None) -> EncoderConfig:
     """The encoder that runs in training; the stage that it is trained from exists, and so do its weights."""
     from captionlib.encoders import build_encoder, describe_encoder
 
     asked = settings.encoder
-    if start is None:
+    if origin is None:
         config = describe_encoder(asked.kind, asked.name or "efficientnet_lite0", asked.features)
     else:
-        config = start.model.encoder
+        config, where = origin.model.encoder, settings.encoder_checkpoint
         if config.kind == "vectors":
-            raise ValueError(f"{settings.start_from} was trained on ready-made features and has no encoder for images")
+            raise ValueError(f"{where} was trained on ready-made features and has no encoder for images")
         if asked.name is not None and asked.name != config.name:
-            raise ValueError(f"{settings.start_from} has the encoder {config.name}, and {asked.name} was asked for")
-    build_encoder(config, pretrained=start is None).freeze_before(asked.train_from)
+            raise ValueError(f"{where} has the encoder {config.name}, and {asked.name} was asked for")
+    build_encoder(config, pretrained=origin is None).freeze_before(asked.train_from)
     return config
 
 

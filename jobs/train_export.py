@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from captionlib.captioner import Captioner
-from captionlib.checkpoints import CONFIG, load_weights, save_checkpoint, weights_fingerprint
+from captionlib.checkpoints import CONFIG, save_checkpoint, weights_fingerprint
 from captionlib.config import to_dict
 from captionlib.decoders import build_decoder
-from captionlib.encoders import build_encoder
 from captionlib.training.from_pixels import FromPixels
 from jobs.storage import Folder
 from jobs.train_data import Prepared
-from jobs.train_model import build_model, part_of
+from jobs.train_model import build_model, starting_encoder
 from jobs.train_report import RunReport, metrics_only
 from jobs.train_run import BEST
 from jobs.train_state import SCORE, load
@@ -71,15 +70,13 @@ def find_encoder(prepared: Prepared) -> nn.Module | None:
     # Ready-made vectors of an unknown encoder train a decoder for other such vectors, not for photos.
     if prepared.settings.from_images or prepared.encoder.kind == "vectors":
         return None
-    encoder = build_encoder(prepared.encoder, pretrained=prepared.start is None)
-    if prepared.start is not None:
-        load_weights(encoder, part_of(prepared.start, "encoder."), prepared.settings.start_from or "")
+    encoder = starting_encoder(prepared)
     known = prepared.encoder_fingerprint
     if known is not None and weights_fingerprint(encoder) != known:
-        where = prepared.settings.start_from or "here"
+        where = prepared.settings.encoder_checkpoint or "the library"
         raise ValueError(
             f"the weights of {prepared.encoder.name} in {where} are not those that made {prepared.settings.source}: "
-            "extract the features again with these"
+            "extract the features again with these, or name with --encoder.checkpoint the model that made them"
         )
     return encoder
 
@@ -109,7 +106,8 @@ def _model_card(prepared: Prepared, training: dict[str, Any]) -> str:
     decoding = f"beam {search.beam_width}" if search.method == "beam" else search.method
     bleu = " / ".join(scores[f"bleu_{order}"] for order in range(1, 5))
     stage = settings.encoder.train_from
-    weights = f"ImageNet weights, trained from {stage} on" if stage else "ImageNet weights, frozen"
+    weights = "ImageNet weights" if prepared.encoder_weights is None else "weights of another captioner"
+    weights += f", trained from {stage} on" if stage else ", frozen"
     shape = f"{encoder.num_positions} x {encoder.feature_dim}"
     return f"""# {encoder.name} + {decoder.kind}
 

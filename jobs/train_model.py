@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from captionlib.checkpoints import load_weights
 from captionlib.decoders import Decoder, build_decoder
-from captionlib.encoders import build_encoder
+from captionlib.encoders import Encoder, build_encoder
 from captionlib.training.from_pixels import FromPixels
 from captionlib.vocabulary import BOS, EOS
 from jobs.train_data import Prepared
@@ -17,16 +16,21 @@ def build_model(prepared: Prepared) -> Decoder:
     """What is trained: a decoder, or an encoder and a decoder as one, with the weights that the run starts from."""
     settings = prepared.settings
     decoder = build_decoder(settings.decoder, prepared.encoder.feature_dim, len(prepared.vocabulary))
-    if prepared.start is not None:
-        assert settings.start_from is not None
-        load_weights(decoder, part_of(prepared.start, "decoder."), settings.start_from)
+    if prepared.decoder_weights is not None:
+        load_weights(decoder, prepared.decoder_weights, settings.start_from or "")
     if not settings.from_images:
         return decoder
-    encoder = build_encoder(prepared.encoder, pretrained=prepared.start is None)
-    if prepared.start is not None:
-        load_weights(encoder, part_of(prepared.start, "encoder."), settings.start_from or "")
+    encoder = starting_encoder(prepared)
     encoder.freeze_before(settings.encoder.train_from)
     return FromPixels(encoder, decoder)
+
+
+def starting_encoder(prepared: Prepared) -> Encoder:
+    """The encoder with the weights that the run starts from: a checkpoint's, or the library's."""
+    encoder = build_encoder(prepared.encoder, pretrained=prepared.encoder_weights is None)
+    if prepared.encoder_weights is not None:
+        load_weights(encoder, prepared.encoder_weights, prepared.settings.encoder_checkpoint or "")
+    return encoder
 
 
 def check_model(prepared: Prepared) -> None:
@@ -51,8 +55,3 @@ def check_model(prepared: Prepared) -> None:
                 f"--training.doubly-stochastic needs attention over the image, and {settings.decoder.kind} gives none: "
                 "set it to 0"
             )
-
-
-def part_of(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """A captioner's weights of its encoder (`encoder.`) or decoder (`decoder.`), named as these name them."""
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -39,6 +39,7 @@ def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
         ValueError: what differs, or why it can't be written.
     """
     mine = {name: value for name, value in to_dict(settings).items() if name not in _MAY_DIFFER}
+    mine["encoder"] = {name: value for name, value in mine["encoder"].items() if name != "checkpoint"}
     mine["data"] = {name: value for name, value in mine["data"].items() if name not in _DATA_MAY_DIFFER}
     mine["views"] = 1 + len(settings.also_features)
     mine["input"] = prepared.identity()

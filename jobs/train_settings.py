@@ -38,6 +38,9 @@ class EncoderSettings:
     """The network, by its name in its library; default: efficientnet_lite0, or the checkpoint's."""
     features: Literal["grid", "pooled", "logits"] = "grid"
     """Which of its outputs."""
+    checkpoint: str | None = None
+    """The checkpoint whose encoder it is, as for `--model` of jobs.extract_features, when the decoder is to be a new
+    one; default: the library's weights."""
     train_from: str | None = None
     """The stage from which on it is trained, such as blocks.12 or layer4; default: all of it stays as it is."""
     augment: bool = True
@@ -100,8 +103,16 @@ class TrainSettings:
             raise ValueError(
                 "--encoder.train-from and --encoder.no-augment are for --from-images: features stay as they are"
             )
-        if not self.from_images and self.encoder.name is None and self.encoder != EncoderSettings():
+        if self.start_from is not None and self.encoder.checkpoint is not None:
+            raise ValueError("--start-from brings its own encoder: leave out --encoder.checkpoint")
+        unnamed = replace(self.encoder, checkpoint=None)
+        if not self.from_images and self.encoder.name is None and unnamed != EncoderSettings():
             raise ValueError("say with --encoder.name which encoder made the features")
+
+    @property
+    def encoder_checkpoint(self) -> str | None:
+        """The checkpoint whose encoder it is, whether its decoder is gone on with or not."""
+        return self.start_from or self.encoder.checkpoint
 
     def resolved(self) -> TrainSettings:
         """The same with absolute paths: workers have another working directory."""
@@ -109,12 +120,16 @@ class TrainSettings:
         def absolute(path: str | None) -> str | None:
             return None if path is None else Folder.of(path).url
 
+        def checkpoint(source: str | None) -> str | None:
+            return source if source == "default" else absolute(source)
+
         data = replace(self.data, root=absolute(self.data.root), captions_file=absolute(self.data.captions_file))
         return replace(
             self,
             source=Folder.of(self.source).url,
             run=Folder.of(self.run).url,
             also_features=tuple(Folder.of(url).url for url in self.also_features),
-            start_from=self.start_from if self.start_from == "default" else absolute(self.start_from),
+            start_from=checkpoint(self.start_from),
+            encoder=replace(self.encoder, checkpoint=checkpoint(self.encoder.checkpoint)),
             data=data,
         )

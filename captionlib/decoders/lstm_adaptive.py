@@ -78,7 +78,12 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
         )
         places, beta = weights[..., :-1], weights[..., -1:]  # (B, K, N), (B, K, 1): eq. 12, 13
         context = places @ memory["values"] + beta * sentinel  # (B, K, H), eq. 11
-        return Advance(h, c, self.output(self.dropout(context + h)), places)
+        return Advance(h, c, (context + h,), places)
+
+    def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
+        """From context and state together (eq. 13)."""
+        (seen,) = found
+        return self.output(self.dropout(seen))
 
     def _score(self, h: Tensor, sentinel: Tensor) -> Tensor:
         """Each row's state with its own sentinel, (B, K, H) both → (B, K, 1)."""

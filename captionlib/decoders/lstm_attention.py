@@ -64,5 +64,9 @@ class LSTMAttentionDecoder(RecurrentDecoder):
         if self.gate is not None:
             context = torch.sigmoid(self.gate(h)) * context
         h, c = advance_cell(self.cell, torch.cat([WORD_SCALE * word, context], dim=-1), h, c)
-        output = word + self.output_h(self.dropout(h)) + self.output_z(self.dropout(context))  # (B, K, E)
-        return Advance(h, c, output, weights)
+        return Advance(h, c, (h, context), weights)
+
+    def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
+        """From word, state and context (eq. 7)."""
+        h, context = found
+        return word + self.output_h(self.dropout(h)) + self.output_z(self.dropout(context))

@@ -43,6 +43,11 @@ class LSTMInitDecoder(RecurrentDecoder):
         return {"h": h, "c": c}
 
     def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
-        """Read the word (eq. 11, 12); the vectors of the words are the rows of the last layer's matrix."""
+        """Read the word (eq. 11)."""
         h, c = advance_cell(self.cell, WORD_SCALE * word, h, c)
-        return Advance(h, c, self.output(self.dropout(h)))
+        return Advance(h, c, (h,))
+
+    def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
+        """From the state alone (eq. 12); the vectors of the words are the rows of the last layer's matrix."""
+        (h,) = found
+        return self.output(self.dropout(h))

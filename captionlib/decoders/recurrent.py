@@ -1,7 +1,8 @@
 """What the LSTM decoders share: the loop over a caption's words in training, and the step of search.
 
-A decoder of this family says what it keeps of an image (`memory`), how it starts (`start`) and how it reads one
-more word (`advance`).
+A decoder of this family says what it keeps of an image (`memory`), how it starts (`start`), how it reads one more word
+(`advance`), and what it then says (`outputs`). Only reading goes word by word; what is said is computed for all words
+of a batch at once, in a few large products.
 
 Shapes: as in `captionlib.decoders.base`; H state width, E embedding width.
 """
@@ -28,8 +29,8 @@ class Advance(NamedTuple):
     """(B, K, H)."""
     c: Tensor
     """(B, K, H)."""
-    output: Tensor
-    """(B, K, E): what is compared with the vectors of the words."""
+    found: tuple[Tensor, ...]
+    """What `outputs` needs of this step, (B, K, ...) each."""
     attention: Tensor | None = None
     """(B, K, N)."""
 
@@ -44,6 +45,10 @@ class RecurrentDecoder(Decoder):
         """Read one word: vectors (B, K, E), h and c (B, K, H)."""
         raise NotImplementedError
 
+    def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
+        """The word that was read (..., E) and what was found → what is compared with the words' vectors (..., E)."""
+        raise NotImplementedError
+
     def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
         """Features (B, N, D), tokens (B, K, T) → logits and targets of all words."""
         order = LongestFirst(tokens)
@@ -55,25 +60,26 @@ class RecurrentDecoder(Decoder):
         if "attention" in start:
             looked = start["attention"].unsqueeze(1).repeat(1, per_image, 1)  # (B, K, N)
         embedded = self.dropout(self.words(order.tokens))  # (B, K, T, E)
-        previous: Tensor | None = None
-        outputs, targets, owners = [], [], []
+        last: tuple[Tensor, ...] = ()
+        read, targets, owners = [], [], []
         for t, (images, captions) in enumerate(zip(order.num_images, order.num_captions, strict=True)):
             here = (slice(images), slice(captions))
             word = embedded[here][:, :, t]  # (B', K', E)
-            if teacher_forcing < 1 and previous is not None:
+            if teacher_forcing < 1 and last:
                 with torch.no_grad():
-                    own = self.words.logits(previous[here])
+                    own = self.words.logits(self.outputs(*(part[here] for part in last)))
                 word = self.dropout(self.words(choose_inputs(order.tokens[here][:, :, t], own, teacher_forcing)))
             memory = {name: tensor[:images] for name, tensor in memory.items()}
-            h, c, previous, attention = self.advance(word, h[here], c[here], memory)
+            h, c, found, attention = self.advance(word, h[here], c[here], memory)
+            last = (word, *found)
             active = order.active[here][:, :, t]  # (B', K')
-            outputs.append(previous[active])
+            read.append([part[active] for part in last])
             targets.append(order.tokens[here][:, :, t + 1][active])
             owners.append(order.captions[here][active])
             if looked is not None and attention is not None:
                 looked[here] = looked[here] + attention * active.unsqueeze(-1)
         return DecoderOutput(
-            self.words.logits(torch.cat(outputs)),
+            self.words.logits(self.outputs(*map(torch.cat, zip(*read, strict=True)))),
             torch.cat(targets),
             torch.cat(owners),
             None if looked is None else order.restore(looked),
@@ -84,8 +90,8 @@ class RecurrentDecoder(Decoder):
         images = next(iter(memory.values())).shape[0]
         word = self.dropout(self.words(tokens)).unflatten(0, (images, -1))  # (B, K, E)
         h, c = (state[name].unflatten(0, (images, -1)) for name in ("h", "c"))
-        h, c, output, attention = self.advance(word, h, c, memory)
-        logits = self.words.logits(output.flatten(0, 1))  # (R, V)
+        h, c, found, attention = self.advance(word, h, c, memory)
+        logits = self.words.logits(self.outputs(word, *found).flatten(0, 1))  # (R, V)
         state = {"h": h.flatten(0, 1), "c": c.flatten(0, 1)}
         if attention is not None:
             state["attention"] = attention.flatten(0, 1)
