@@ -33,12 +33,13 @@ def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) 
         targets: (M,) int64.
         label_smoothing: share of the probability that goes to all words alike (Szegedy et al. 2016, section 7).
     """
-    logits = logits.float()
-    objective = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-    plain = objective.detach()
+    log_probs = logits.float().log_softmax(dim=-1)  # once for both sums: over a vocabulary it is what a loss costs
+    cross_entropy = F.nll_loss(log_probs, targets, reduction="sum")
+    objective = cross_entropy
     if label_smoothing:
-        plain = F.cross_entropy(logits.detach(), targets, reduction="sum")
-    return LossSums(objective, plain, targets.numel())
+        spread = -log_probs.mean(dim=-1).sum()
+        objective = (1 - label_smoothing) * cross_entropy + label_smoothing * spread
+    return LossSums(objective, cross_entropy.detach(), targets.numel())
 
 
 def doubly_stochastic_penalty(attention: Tensor) -> Tensor:

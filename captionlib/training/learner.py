@@ -170,8 +170,11 @@ class Learner:
         enabled = self.autocast is not None
         with torch.autocast(features.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled):
             output = self.model(features, tokens, self.teacher_forcing_at(self.step_number // self.steps_per_epoch))
-        given = output.captions % tokens.shape[1] < num_given  # (M,)
-        sums = caption_loss(output.logits[given], output.targets[given], self.settings.label_smoothing)
+        logits, targets = output.logits, output.targets
+        if samples is not None:
+            given = output.captions % tokens.shape[1] < num_given  # (M,)
+            logits, targets = logits[given], targets[given]
+        sums = caption_loss(logits, targets, self.settings.label_smoothing)
         objective = sums.objective / batch.num_words
         if samples is not None:
             self.reward = samples.mean_reward
