@@ -59,18 +59,20 @@ class RecurrentDecoder(Decoder):
         looked: Tensor | None = None
         if "attention" in start:
             looked = start["attention"].unsqueeze(1).repeat(1, per_image, 1)  # (B, K, N)
-        embedded = self.dropout(self.words(order.tokens))  # (B, K, T, E)
+        embedded = self.dropout(self.words(order.tokens)).unbind(dim=2)  # T of (B, K, E)
         last: tuple[Tensor, ...] = ()
         read, targets, owners = [], [], []
         for t, (images, captions) in enumerate(zip(order.num_images, order.num_captions, strict=True)):
             here = (slice(images), slice(captions))
-            word = embedded[here][:, :, t]  # (B', K', E)
+            if h.shape[:2] != (images, captions):  # a slice costs little, but its gradient is as large as the whole
+                h, c, last = h[here], c[here], tuple(part[here] for part in last)
+                memory = {name: tensor[:images] for name, tensor in memory.items()}
+            word = embedded[t][here]  # (B', K', E)
             if teacher_forcing < 1 and last:
                 with torch.no_grad():
-                    own = self.words.logits(self.outputs(*(part[here] for part in last)))
+                    own = self.words.logits(self.outputs(*last))
                 word = self.dropout(self.words(choose_inputs(order.tokens[here][:, :, t], own, teacher_forcing)))
-            memory = {name: tensor[:images] for name, tensor in memory.items()}
-            h, c, found, attention = self.advance(word, h[here], c[here], memory)
+            h, c, found, attention = self.advance(word, h, c, memory)
             last = (word, *found)
             active = order.active[here][:, :, t]  # (B', K')
             read.append([part[active] for part in last])
