@@ -10,8 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+ACTORS_PER_MACHINE = 8
+"""An encoder's threads wait for each other at every layer: two actors of one thread do a third more than one of two.
+But each holds a copy of the model, so that a larger machine gets larger actors."""
 LARGEST_ACTOR_CPUS = 8
-"""An encoder gains little from more threads; a larger machine gets several actors."""
+"""Beyond that an encoder gains little from more threads, and the machine gets more actors."""
+ACTOR_GIB = 1.0
+"""Memory that an actor takes: PyTorch, the model, and a batch on its way through it."""
 ACTOR_SHARE = 0.75
 """Of a machine's CPUs, without GPUs: encoding costs about three times as much as decoding."""
 SMALLEST_TASK_CPUS = 0.5
@@ -24,6 +29,8 @@ class Node:
 
     cpus: float
     gpus: float = 0
+    memory_gib: float = math.inf
+    """What Ray may use of it, beside the object store."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,9 @@ def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
     largest = max(node.cpus for node in usable)
     if asked is None:
         # The smallest machine that counts sets an actor's size; larger machines hold several.
-        smallest = min(node.cpus for node in usable if node.cpus >= min(2, largest))
-        share = smallest / math.ceil(smallest / LARGEST_ACTOR_CPUS)
+        smallest = min((node for node in usable if node.cpus >= min(2, largest)), key=lambda node: node.cpus)
+        wanted = max(1, min(LARGEST_ACTOR_CPUS, max(map(_smallest_share, usable))))
+        share = smallest.cpus / max(1, int(smallest.cpus // wanted))
         num_actors = sum(int(node.cpus // share) for node in usable)
     else:
         share = min(largest, sum(node.cpus for node in usable) / asked)
@@ -121,6 +129,11 @@ def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
     raise ValueError(
         f"{num_actors} actors do not fit into {total:g} CPUs with decoding beside them: ask for fewer with --num-actors"
     )
+
+
+def _smallest_share(node: Node) -> float:
+    """CPUs of an actor, so that a machine holds no more of them than is good for it."""
+    return node.cpus / max(1, int(min(ACTORS_PER_MACHINE, node.memory_gib / ACTOR_GIB)))
 
 
 def _room(nodes: Sequence[Node], num_actors: int, actor_cpus: float) -> float:
@@ -144,10 +157,16 @@ def _never_filling(actor_cpus: float, nodes: Sequence[Node], num_actors: int, ne
     for distance in range(hundredths):
         for size in (hundredths + distance, hundredths - distance):
             room = _room(nodes, num_actors, size / 100)
-            least = min([room, *(round(100 * node.cpus) % size / 100 for node in nodes)])
+            least = min([room, *(_left(node, num_actors, size) for node in nodes)])
             if least >= needed:
                 return size / 100, least
     return actor_cpus, _room(nodes, num_actors, actor_cpus)
+
+
+def _left(node: Node, num_actors: int, hundredths: int) -> float:
+    """CPUs of a machine to which as many of the actors have come as fit."""
+    cpus = round(100 * node.cpus)
+    return (cpus - min(num_actors, cpus // hundredths) * hundredths) / 100
 
 
 def _floor(cpus: float) -> float:

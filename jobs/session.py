@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import signal
@@ -163,7 +164,9 @@ class RaySession:
         import ray
 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in alive]
+        return [
+            Node(found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("memory", math.inf) / 2**30) for found in alive
+        ]
 
 
 @contextlib.contextmanager

@@ -7,10 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from captionlib.checkpoints import weights_fingerprint
 from captionlib.features import open_features
 from captionlib.predictor import Predictor
 from captionlib.transforms import to_pixels
 from jobs.extract_features import main
+from jobs.processors import load_encoder
 
 pytestmark = pytest.mark.usefixtures("ray_of_two_cpus")
 
@@ -70,6 +72,16 @@ def test_features_of_random_crops(tmp_path, tiny_checkpoint):
     np.testing.assert_array_equal(views[2].array, again.array)
     for one, other in itertools.combinations(views, 2):
         assert np.abs(one.array - other.array).max(axis=(1, 2)).min() > 0.01 * np.abs(one.array).max()
+
+
+def test_the_encoder_of_the_checkpoint_that_ships(tmp_path, make_images):
+    output = tmp_path / "out"
+    assert main([str(make_images(2)), str(output), "--model", "default"]) == 0
+    store = open_features(str(output))
+    assert store.fingerprint == weights_fingerprint(load_encoder(store.encoder, "default"))
+    file = pq.ParquetFile(next((output / "features").glob("*.parquet")))
+    values = file.metadata.row_group(0).column(file.schema.names.index("element"))
+    assert "RLE_DICTIONARY" not in values.encodings  # it would cost three times the writing
 
 
 def test_a_network_that_does_not_exist(tmp_path, make_images, capfd):

@@ -9,15 +9,18 @@ from jobs.resources import Node, Plan, plan
     ("nodes", "expected"),
     [
         # num_actors, actor_cpus, actor_gpus, actor_threads, decode_cpus, num_decoders
-        ([Node(1)], Plan(1, 0.51, 0, 1, 0.49, 1)),
-        ([Node(2)], Plan(1, 1.5, 0, 2, 0.5, 1)),
-        ([Node(4)], Plan(1, 3.0, 0, 4, 0.5, 2)),
-        ([Node(8)], Plan(1, 6.0, 0, 8, 0.5, 4)),
-        ([Node(12)], Plan(2, 4.5, 0, 6, 0.5, 6)),
+        ([Node(1)], Plan(1, 0.5, 0, 1, 0.5, 1)),
+        ([Node(2)], Plan(2, 0.5, 0, 1, 0.5, 2)),
+        ([Node(4)], Plan(4, 0.5, 0, 1, 0.5, 4)),
+        ([Node(8)], Plan(8, 0.5, 0, 1, 0.5, 8)),
+        ([Node(12)], Plan(8, 1.0, 0, 2, 0.5, 8)),
         ([Node(64)], Plan(8, 6.0, 0, 8, 0.5, 32)),
-        ([Node(0), Node(8), Node(8)], Plan(2, 6.0, 0, 8, 0.5, 8)),  # a head node without CPUs
-        ([Node(1), Node(8)], Plan(1, 6.0, 0, 8, 0.5, 6)),  # the small machine decodes
-        ([Node(4), Node(16)], Plan(5, 3.0, 0, 4, 0.5, 10)),
+        ([Node(128)], Plan(16, 6.0, 0, 8, 0.5, 64)),
+        ([Node(0), Node(8), Node(8)], Plan(16, 0.46, 0, 1, 0.5, 17)),  # a head node without CPUs
+        ([Node(4), Node(16)], Plan(10, 1.5, 0, 2, 0.5, 10)),
+        ([Node(4), Node(64)], Plan(17, 3.0, 0, 4, 0.5, 34)),
+        ([Node(8, memory_gib=5)], Plan(4, 1.5, 0, 2, 0.5, 4)),  # a copy of the model for each actor
+        ([Node(2, memory_gib=0.5)], Plan(1, 1.5, 0, 2, 0.5, 1)),
         ([Node(16, gpus=1)], Plan(1, 1.0, 1, 1, 1.0, 15)),
         ([Node(8, gpus=4)], Plan(4, 1.0, 1, 1, 1.0, 4)),
         ([Node(4, gpus=4)], Plan(4, 0.25, 1, 1, 1.0, 3)),

@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_training import write_grid_features
 
 from captionlib.captioner import Captioner
-from captionlib.checkpoints import load_checkpoint
+from captionlib.checkpoints import load_checkpoint, weights_fingerprint
+from captionlib.config import DecoderConfig
 from captionlib.images import decode_image
 from captionlib.predictor import Predictor
 from captionlib.training.from_pixels import FromPixels
 from captionlib.transforms import to_pixels
+from jobs.processors import load_encoder
 from jobs.train_data import prepare
+from jobs.train_export import find_encoder
 from jobs.train_model import build_model
 from jobs.train_settings import DataSettings, EncoderSettings, TrainSettings
 
@@ -56,3 +60,48 @@ def test_it_starts_as_the_captioner_that_the_checkpoint_is(images: Path, tiny_ch
 def test_another_encoder_than_the_checkpoints_is_refused(images: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="has the encoder efficientnet_lite0, and resnet50 was asked for"):
         prepare(settings(images, tiny_checkpoint, EncoderSettings(kind="torchvision", name="resnet50")))
+
+
+def new_decoder(images: Path, source: Path, **options: object) -> TrainSettings:
+    """A decoder that starts from nothing."""
+    return TrainSettings(
+        source=str(source),
+        run=str(images.parent / "run"),
+        decoder=DecoderConfig(hidden_dim=8, projection_dim=8, embedding_dim=8, attention_dim=8),
+        data=DataSettings(kind="csv", captions_file=str(images.parent / "captions.csv")),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_a_new_decoder_on_the_features_of_a_checkpoints_encoder(images: Path, tiny_checkpoint: Path) -> None:
+    known = load_checkpoint(tiny_checkpoint)
+    fingerprint = weights_fingerprint(load_encoder(known.model.encoder, str(tiny_checkpoint)))
+    features = np.zeros((4, 49, 1280), np.float32)
+    source = images.parent / "features.parquet"
+    write_grid_features(source, [path.name for path in sorted(images.iterdir())], features, fingerprint)
+
+    encoder = find_encoder(
+        prepare(new_decoder(images, source, encoder=EncoderSettings(checkpoint=str(tiny_checkpoint))))
+    )
+    assert encoder is not None
+    for name, value in encoder.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, known.part("encoder")[name]), name
+    with pytest.raises(ValueError, match=r"not those that made .*name with --encoder.checkpoint the model"):
+        find_encoder(prepare(new_decoder(images, source)))
+
+
+def test_a_new_decoder_on_images_through_a_checkpoints_encoder(images: Path, tiny_checkpoint: Path) -> None:
+    encoder = EncoderSettings(checkpoint=str(tiny_checkpoint))
+    prepared = prepare(new_decoder(images, images, from_images=True, encoder=encoder))
+    model = build_model(prepared)
+    assert isinstance(model, FromPixels)
+    known = load_checkpoint(tiny_checkpoint)
+    name = "backbone.network.head.conv.weight"
+    assert torch.equal(model.encoder.state_dict()[name], known.part("encoder")[name])
+    assert prepared.identity()["start_from"] == known.fingerprint
+
+
+def test_a_checkpoint_to_start_from_brings_its_encoder(images: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="brings its own encoder"):
+        settings(images, tiny_checkpoint, EncoderSettings(checkpoint="default"))
