@@ -77,7 +77,11 @@ ROWS: dict[str, Row] = {
     "adaptive": Row("LSTM, adaptive attention with a sentinel (Lu et al. 2017)", ("--decoder.kind", "lstm_adaptive")),
     "transformer": Row(
         "transformer, 2 layers, 8 heads",
-        ("--decoder.kind", "transformer", *optimizer("adam", 5e-4), "--training.optimizer.warmup-steps", "100"),
+        # Dropout acts in each of its layers, and would leave little of what it learns.
+        (
+            *("--decoder.kind", "transformer", "--decoder.dropout", "0.1"),
+            *(*optimizer("adam", 1e-3), "--training.optimizer.warmup-steps", "100"),
+        ),
     ),
     "schedule": Row(
         "additive, teacher forcing falling from 1 to 0.75 (linear; Bengio et al. 2015)",
