@@ -51,13 +51,13 @@ class Prepared:
     vocabulary: Vocabulary
     train: Split
     dev: Split
-    encoder_weights: dict[str, Tensor] | None
+    encoder_weights: dict[str, Tensor] | None = None
     """Of the checkpoint whose encoder it is; None for the library's."""
-    decoder_weights: dict[str, Tensor] | None
+    decoder_weights: dict[str, Tensor] | None = None
     """Of the captioner to start from."""
-    origin_fingerprint: str | None
+    origin_fingerprint: str | None = None
     """Of the checkpoint that these are from."""
-    left_out: str
+    left_out: str = ""
     """What the caption filter did, for a person; empty where it did nothing."""
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from captionlib.config import EncoderConfig
 from captionlib.encoders import describe_encoder
 from captionlib.features import feature_schema
 
@@ -37,9 +38,11 @@ def write_dataset(folder: Path, num_train: int, num_dev: int) -> None:
     (folder / "captions.csv").write_text("\n".join(["path,caption,split", *rows]) + "\n")
 
 
-def write_grid_features(path: Path, names: list[str], values: np.ndarray, fingerprint: str) -> None:
-    """Features (images, 49, 1280) of EfficientNet-Lite0 as the feature job writes them."""
-    schema = feature_schema(describe_encoder("efficientnet_lite", "efficientnet_lite0"), fingerprint)
+def write_grid_features(
+    path: Path, names: list[str], values: np.ndarray, fingerprint: str, encoder: EncoderConfig | None = None
+) -> None:
+    """Features (images, N, D) as the feature job writes them; default: (images, 49, 1280) of EfficientNet-Lite0."""
+    schema = feature_schema(encoder or describe_encoder("efficientnet_lite", "efficientnet_lite0"), fingerprint)
     flat = pa.array(values.astype(np.float16).reshape(-1), pa.float16())
     columns = [
         pa.array(range(len(names)), pa.int64()),

@@ -3,7 +3,7 @@
     python -m jobs.extract_features flickr8k/Images features --flip
     python tests/benchmarks/classical_line.py flickr8k features runs               all rows: three hours on one core
     python tests/benchmarks/classical_line.py flickr8k features runs --rows dot general
-    python tests/benchmarks/classical_line.py flickr8k features runs --print       the table of what is there
+    python tests/benchmarks/classical_line.py flickr8k features runs --print       table and commands of what is there
 
 A row is a run of `jobs.train`, or captions of the dev images by `jobs.caption` that `jobs.evaluate` scores. What is
 finished is not done again.
@@ -158,12 +158,19 @@ class Table:
         """The table of the rows that are there, in Markdown."""
         yield "| captioner | BLEU-1 | BLEU-2 | BLEU-3 | BLEU-4 | ROUGE-L | CIDEr-D | best epoch | minutes |"
         yield "| --- | " + "--- | " * 7 + "--- |"
+        made = []
         for name, row in ROWS.items():
             found = self._scores(name)
             if found:
+                made.append(name)
                 cells = [f"{100 * found[metric]:.1f}" for metric in METRICS[:-1]] + [f"{found['cider_d']:.3f}"]
                 cells += [str(found.get("epoch", "")), f"{found['minutes']:.0f}" if "minutes" in found else ""]
                 yield f"| {row.title} | {' | '.join(cells)} |"
+        yield "\n```console"
+        for name in made:
+            for command in self.commands(name)[:2]:  # samples differ in their seed only
+                yield f"$ python -m {shlex.join(command)}"
+        yield "```"
 
     def _scores(self, name: str) -> Mapping[str, Any] | None:
         if not ROWS[name].search:

@@ -76,9 +76,10 @@ def new_decoder(images: Path, source: Path, **options: object) -> TrainSettings:
 def test_a_new_decoder_on_the_features_of_a_checkpoints_encoder(images: Path, tiny_checkpoint: Path) -> None:
     known = load_checkpoint(tiny_checkpoint)
     fingerprint = weights_fingerprint(load_encoder(known.model.encoder, str(tiny_checkpoint)))
-    features = np.zeros((4, 49, 1280), np.float32)
+    config = known.model.encoder
+    features = np.zeros((4, config.num_positions, config.feature_dim), np.float32)
     source = images.parent / "features.parquet"
-    write_grid_features(source, [path.name for path in sorted(images.iterdir())], features, fingerprint)
+    write_grid_features(source, [path.name for path in sorted(images.iterdir())], features, fingerprint, config)
 
     encoder = find_encoder(
         prepare(new_decoder(images, source, encoder=EncoderSettings(checkpoint=str(tiny_checkpoint))))

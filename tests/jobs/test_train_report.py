@@ -33,7 +33,7 @@ def report(tmp_path: Path) -> RunReport:
     dev = Split([str(tmp_path / "there.jpg"), str(tmp_path / "not_there.jpg")], [("a",), ("b",)], [[["a"]], [["b"]]])
     settings = TrainSettings(source="features", run=str(tmp_path / "run"))
     vocabulary = Vocabulary([*SPECIAL_WORDS, "a"])
-    return RunReport(Prepared(settings, EncoderConfig(), None, vocabulary, dev, dev, None, None, ""))
+    return RunReport(Prepared(settings, EncoderConfig(), None, vocabulary, dev, dev))
 
 
 def test_metrics_curves_and_dev_photos(report: RunReport, tmp_path: Path) -> None:
