@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ACTORS_PER_MACHINE = 8
-"""An encoder's threads wait for each other at every layer: on two CPUs, two actors of one thread do about a quarter more
-than one of two. But each holds a copy of the model, so that a larger machine gets larger actors."""
+"""An encoder's threads wait for each other at every layer: on two CPUs, two actors of one thread do about a quarter
+more than one of two. But each holds a copy of the model, so that a larger machine gets larger actors."""
 LARGEST_ACTOR_CPUS = 8
 """Beyond that an encoder gains little from more threads, and the machine gets more actors."""
 ACTOR_GIB = 1.0
