@@ -86,15 +86,16 @@ def extract_features(settings: FeatureSettings) -> int:
 
 
 def _describe(settings: FeatureSettings) -> EncoderConfig:
+    from captionlib.encoders import describe_encoder, resized
+
     if settings.model is not None:
         from captionlib.checkpoints import check_checkpoint, read_config, resolve_checkpoint
 
         directory = resolve_checkpoint(settings.model)
         check_checkpoint(directory)
-        return read_config(directory).model.encoder
-    from captionlib.encoders import describe_encoder
-
-    return describe_encoder(settings.kind, settings.encoder, settings.features)
+        config = read_config(directory).model.encoder
+        return config if settings.size is None else resized(config, settings.size)
+    return describe_encoder(settings.kind, settings.encoder, settings.features, settings.size)
 
 
 if __name__ == "__main__":

@@ -149,6 +149,8 @@ class FeatureSettings(PartSettings):
     """The library."""
     features: Literal["grid", "pooled", "logits"] = "grid"
     """Which of the network's outputs: positions of the last stage, their mean, or the classifier's."""
+    size: int | None = None
+    """Side of the square that images are scaled to, in pixels; default: what the weights were trained with."""
     model: Annotated[str | None, _hint("DIR", "the library's ImageNet weights")] = None
     """A checkpoint, folder or URL, whose encoder is taken instead."""
     flip: bool = False

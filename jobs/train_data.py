@@ -115,7 +115,7 @@ def prepare(settings: TrainSettings) -> Prepared:
         for url in settings.also_features:
             _check_views(store, open_features(url, encoder=stated), url)
         encoder, fingerprint = store.encoder, store.fingerprint
-    if origin is not None and origin.model.encoder != encoder:
+    if not settings.from_images and origin is not None and origin.model.encoder != encoder:
         raise ValueError(
             f"{settings.encoder_checkpoint} was trained with {origin.model.encoder.name} and {settings.source} is of "
             f"{encoder.name}: a decoder goes on with the encoder that it knows"
@@ -154,7 +154,7 @@ def stated_encoder(settings: TrainSettings) -> EncoderConfig | None:
         return None
     from captionlib.encoders import describe_encoder
 
-    return describe_encoder(asked.kind, asked.name, asked.features)
+    return describe_encoder(asked.kind, asked.name, asked.features, asked.size)
 
 
 def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
@@ -170,17 +170,19 @@ def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
 
 def _encoder(settings: TrainSettings, origin: Checkpoint | None) -> EncoderConfig:
     """The encoder that runs in training; the stage that it is trained from exists, and so do its weights."""
-    from captionlib.encoders import build_encoder, describe_encoder
+    from captionlib.encoders import build_encoder, describe_encoder, resized
 
     asked = settings.encoder
     if origin is None:
-        config = describe_encoder(asked.kind, asked.name or "efficientnet_lite0", asked.features)
+        config = describe_encoder(asked.kind, asked.name or "efficientnet_lite0", asked.features, asked.size)
     else:
         config, where = origin.model.encoder, settings.encoder_checkpoint
         if config.kind == "vectors":
             raise ValueError(f"{where} was trained on ready-made features and has no encoder for images")
         if asked.name is not None and asked.name != config.name:
             raise ValueError(f"{where} has the encoder {config.name}, and {asked.name} was asked for")
+        if asked.size is not None:
+            config = resized(config, asked.size)
     build_encoder(config, pretrained=origin is None).freeze_before(asked.train_from)
     return config
 

@@ -41,6 +41,9 @@ class EncoderSettings:
     checkpoint: str | None = None
     """The checkpoint whose encoder it is, as for `--model` of jobs.extract_features, when the decoder is to be a new
     one; default: the library's weights."""
+    size: int | None = None
+    """Side of the square that images are scaled to, in pixels; default: what the weights were trained with. A larger
+    one shows smaller things, and the encoder's time grows with its square."""
     train_from: str | None = None
     """The stage from which on it is trained, such as blocks.12 or layer4; default: all of it stays as it is."""
     augment: bool = True

@@ -60,6 +60,18 @@ def describe_encoder(kind: str, name: str, features: FeatureKind = "grid", size:
     return replace(draft, num_positions=int(shape[1]), feature_dim=int(shape[2]))
 
 
+def resized(config: EncoderConfig, size: int) -> EncoderConfig:
+    """The same network on images of another size, whose weights stay what they are.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as `build_encoder`.
+    """
+    other = describe_encoder(config.kind, config.name, config.features, size)
+    return replace(
+        config, preprocessing=replace(config.preprocessing, size=size), num_positions=other.num_positions
+    )
+
+
 def _builder(kind: str) -> Builder:
     if kind == "vectors":
         raise ValueError(

@@ -22,9 +22,11 @@ class FromPixels(Decoder):
 
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        # As the pixels lie in memory; convolutions are half as fast again that way on a CPU.
+        self.encoder, self.decoder = encoder.to(memory_format=torch.channels_last), decoder
         self.max_tokens = decoder.max_tokens
         self._is_frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+        self._last: tuple[Tensor, Tensor] | None = None
         self.train(self.training)
 
     def train(self, mode: bool = True) -> FromPixels:
@@ -34,8 +36,18 @@ class FromPixels(Decoder):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 (B, S, S, 3) → features (B, N, D)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_frozen):
-            return self.encoder(normalize(pixels, self.encoder.config.preprocessing))
+        if not self._is_frozen:
+            return self._features(pixels)
+        # Self-critical training shows the same pixels twice: to draw captions, and to learn from them. The first time
+        # is in inference mode, whose tensors cannot be learnt from.
+        if self._last is None or self._last[0] is not pixels:
+            with torch.inference_mode(False), torch.no_grad():
+                self._last = pixels, self._features(pixels)
+        return self._last[1]
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.encoder(normalize(pixels, self.encoder.config.preprocessing))
+        return features
 
     def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
         return self.decoder(self.encode(features), tokens, teacher_forcing)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,19 @@ def test_it_starts_as_the_captioner_that_the_checkpoint_is(images: Path, tiny_ch
     for hypotheses, captions in zip(found, expected, strict=True):
         assert " ".join(predictor.vocabulary.decode(hypotheses[0].tokens)) == captions[0].text
         assert hypotheses[0].log_prob == pytest.approx(captions[0].log_prob, abs=1e-3)
+
+
+def test_images_can_be_shown_to_it_in_another_size(images: Path, tiny_checkpoint: Path) -> None:
+    known = load_checkpoint(tiny_checkpoint).model.encoder
+    prepared = prepare(settings(images, tiny_checkpoint, EncoderSettings(size=known.preprocessing.size + 32)))
+    side = math.isqrt(known.num_positions) + 1
+    assert prepared.encoder.preprocessing == replace(known.preprocessing, size=known.preprocessing.size + 32)
+    assert prepared.encoder.num_positions == side**2
+    assert prepared.model.encoder == prepared.encoder
+    pixels = torch.zeros(1, *[prepared.encoder.preprocessing.size] * 2, 3, dtype=torch.uint8)
+    model = build_model(prepared)
+    assert isinstance(model, FromPixels)
+    assert model.encode(pixels).shape == (1, side**2, known.feature_dim)
 
 
 def test_another_encoder_than_the_checkpoints_is_refused(images: Path, tiny_checkpoint: Path) -> None:

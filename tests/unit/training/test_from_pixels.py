@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from captionlib.config import DecoderConfig, EncoderConfig, Preprocessing
+from captionlib.captioner import Captioner
+from captionlib.config import DecoderConfig, EncoderConfig, Preprocessing, SearchConfig
 from captionlib.decoders import build_decoder
 from captionlib.encoders.base import Encoder
 from captionlib.training.from_pixels import FromPixels
@@ -54,3 +55,23 @@ def test_batch_norm_keeps_its_statistics() -> None:
     before = {name: value.clone() for name, value in model.encoder.named_buffers()}
     model(pixels(), TOKENS)
     assert all(torch.equal(value, before[name]) for name, value in model.encoder.named_buffers())
+
+
+def test_a_frozen_encoder_runs_once_for_the_captions_drawn_and_for_the_step_that_learns_from_them() -> None:
+    model, shown = make_model(None), pixels()
+    runs: list[int] = []
+    model.encoder.register_forward_hook(lambda *_: runs.append(1))
+    Captioner(None, model.eval()).caption_features(shown, SearchConfig(method="greedy", max_tokens=3))
+    model.train()(shown, TOKENS).logits.sum().backward()
+    assert len(runs) == 1
+    assert all(p.grad is not None for p in model.decoder.project.parameters())
+    model(pixels().flip(0), TOKENS)
+    assert len(runs) == 2
+
+
+def test_a_trained_encoder_runs_every_time() -> None:
+    model, shown = make_model("second"), pixels()
+    before = model.encode(shown).detach()
+    with torch.no_grad():
+        model.encoder.backbone.second[0].weight.mul_(2)  # type: ignore[union-attr,index]
+    assert not torch.equal(model.encode(shown), before)
