@@ -14,7 +14,7 @@ from jobs.storage import Folder
 NAME = "run.json"
 
 # Whatever decides a worker's results or speed.
-_PACKAGES = ("captionlib", "ray", "torch", "onnxruntime", "pillow", "pyarrow", "numpy")
+_PACKAGES = ("captionlib", "ray", "torch", "openvino", "pillow", "pyarrow", "numpy")
 
 
 def read_record(folder: Folder) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class _ConvNormAct(nn.Module):
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         if stride > 1:
             (top, bottom), (left, right) = (_same_padding(int(side), kernel, stride) for side in x.shape[2:])
-            x = F.pad(x, (left, right, top, bottom), value=0.0)  # stated: else ONNX Runtime does not fuse it
+            x = F.pad(x, (left, right, top, bottom), value=0.0)  # stated: else it is not merged into the convolution
         x = self.norm(self.conv(x))
         return F.relu6(x) if self.activate else x
 

@@ -67,9 +67,7 @@ def resized(config: EncoderConfig, size: int) -> EncoderConfig:
         ValueError, ModuleNotFoundError: as `build_encoder`.
     """
     other = describe_encoder(config.kind, config.name, config.features, size)
-    return replace(
-        config, preprocessing=replace(config.preprocessing, size=size), num_positions=other.num_positions
-    )
+    return replace(config, preprocessing=replace(config.preprocessing, size=size), num_positions=other.num_positions)
 
 
 def _builder(kind: str) -> Builder:

@@ -194,11 +194,11 @@ def test_timm(name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["grid", "logits"])
-def test_onnx_runtime_is_pytorch(kind: FeatureKind) -> None:
+def test_openvino_is_pytorch(kind: FeatureKind) -> None:
     config = describe_encoder("efficientnet_lite", "efficientnet_lite0", kind)
     encoder = build_encoder(config, pretrained=True)
     pixels = pixels_of_photos(config.preprocessing)
-    onnx, eager = (
+    fast, eager = (
         build_engine(
             encoder,
             config.preprocessing,
@@ -207,10 +207,10 @@ def test_onnx_runtime_is_pytorch(kind: FeatureKind) -> None:
             num_threads=1,
             kind=engine,  # type: ignore[arg-type]
         )(pixels)
-        for engine in ("onnx", "torch")
+        for engine in ("openvino", "torch")
     )
     assert float(eager.abs().max()) > 1
-    torch.testing.assert_close(onnx, eager, rtol=0, atol=1e-3)
+    torch.testing.assert_close(fast, eager, rtol=0, atol=1e-3)
 
 
 def test_both_engines_caption_alike(tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ def test_both_engines_caption_alike(tmp_path: Path) -> None:
         ModelConfig(encoder=encoder_config, decoder=decoder_config),
         vocabulary,
     )
-    onnx, eager = (Predictor.from_checkpoint(tmp_path, engine=engine) for engine in ("onnx", "torch"))  # type: ignore[arg-type]
-    ours, theirs = onnx.caption(PHOTOS), eager.caption(PHOTOS)
+    fast, eager = (Predictor.from_checkpoint(tmp_path, engine=engine) for engine in ("openvino", "torch"))  # type: ignore[arg-type]
+    ours, theirs = fast.caption(PHOTOS), eager.caption(PHOTOS)
     assert [[c.text for c in captions] for captions in ours] == [[c.text for c in captions] for captions in theirs]
     assert len({captions[0].text for captions in ours}) > 1
     for one, other in zip(ours, theirs, strict=True):
