@@ -3,6 +3,7 @@
     config.json        format version, model and search settings, how it was trained
     vocabulary.json    the words
     model.safetensors  encoder and decoder weights, float16
+    encoder_int8.onnx  the encoder in 8-bit integers, where `jobs.quantize` has made it
     model_card.md      on what, how and how well it was trained
 
 No pickle: a checkpoint from a stranger is data, not a program.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # a job's driver looks at checkpoints, and should not wait fo
 
 FORMAT_VERSION = 2
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocabulary.json", "model.safetensors", "model_card.md"
+INT8_ENCODER = "encoder_int8.onnx"
 DEFAULT_CHECKPOINT = Path(__file__).parent / "pretrained" / "default"
 """The checkpoint that ships."""
 
@@ -59,6 +61,8 @@ class Checkpoint(CheckpointConfig):
     """Parameters of a `Captioner`, float32."""
     fingerprint: str
     """Changes with anything that can change a caption: weights, vocabulary, model settings."""
+    int8_encoder: Path | None = None
+    """The encoder's graph in 8-bit integers (see `captionlib.quantization`), where there is one."""
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The weights of the captioner's `encoder` or `decoder`, named as these name them."""
@@ -92,6 +96,7 @@ def save_checkpoint(
     save_file(weights, directory / WEIGHTS)
     vocabulary.save(directory / VOCABULARY)
     (directory / CARD).write_text(card, encoding="utf-8")
+    (directory / INT8_ENCODER).unlink(missing_ok=True)  # of another captioner, that lay here before
     settings = to_dict(model)
     config = {
         "format": FORMAT_VERSION,
@@ -101,6 +106,15 @@ def save_checkpoint(
         "training": training or {},
     }
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def add_int8_encoder(directory: str | Path, graph: bytes) -> None:
+    """Give a checkpoint its encoder in 8-bit integers, in the place of one that it may have."""
+    directory = Path(directory)
+    data = _read_json(directory)
+    (directory / INT8_ENCODER).write_bytes(graph)
+    data["fingerprint"] = _fingerprint(directory, data["model"])
+    (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 def _compact(name: str, value: Tensor) -> Tensor:
@@ -152,7 +166,7 @@ def _fetch(url: str) -> Path:
         fs, root = fsspec.core.url_to_fs(url)
         fs.invalidate_cache()  # what an earlier look saw may have changed
         names = [os.path.basename(item["name"]) for item in fs.ls(root, detail=True) if item["type"] == "file"]
-        names = [name for name in (CONFIG, VOCABULARY, WEIGHTS, CARD) if name in names]
+        names = [name for name in (CONFIG, VOCABULARY, WEIGHTS, INT8_ENCODER, CARD) if name in names]
         state = [(name, fs.ukey(f"{root}/{name}")) for name in names]  # of ETags, in an object store
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {url}: there is nothing") from error
@@ -227,6 +241,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
         vocabulary=_read_vocabulary(directory),
         weights={name: value.float() if value.is_floating_point() else value for name, value in weights.items()},
         fingerprint=fingerprint,
+        int8_encoder=path if (path := directory / INT8_ENCODER).is_file() else None,
     )
 
 
@@ -251,7 +266,7 @@ def read_config(directory: str | Path) -> CheckpointConfig:
 
 
 def checkpoint_fingerprint(directory: str | Path) -> str:
-    """16 hexadecimal digits over weights, vocabulary and model settings; decoding settings don't count."""
+    """16 hexadecimal digits over weights, words and model settings; decoding settings don't count."""
     return _fingerprint(Path(directory), _read_json(Path(directory)).get("model"))
 
 
@@ -288,6 +303,8 @@ def _fingerprint(directory: Path, settings: Any) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in (VOCABULARY, WEIGHTS):
         digest.update(_file(directory, name).read_bytes())
+    if (directory / INT8_ENCODER).is_file():
+        digest.update((directory / INT8_ENCODER).read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -88,6 +88,7 @@ class Predictor:
                 device=self.device,
                 num_threads=num_threads or torch.get_num_threads(),
                 kind=engine,
+                int8_graph=checkpoint.int8_encoder,
             )
 
     @classmethod

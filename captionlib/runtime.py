@@ -27,7 +27,7 @@ from captionlib.config import Preprocessing, to_dict
 from captionlib.encoders import Encoder
 from captionlib.transforms import normalize
 
-EngineKind = Literal["auto", "openvino", "torch"]
+EngineKind = Literal["auto", "int8", "openvino", "torch"]
 
 _GRAPH = "encoder.onnx"
 # Part of the cache's key: a graph that an earlier version of this file exported is not used.
@@ -69,10 +69,10 @@ class TorchEngine:
 
 
 class OpenVinoEngine:
-    """The encoder in OpenVINO, on a CPU, in float32. Calls from several threads wait for each other.
+    """The encoder in OpenVINO, on a CPU. Calls from several threads wait for each other.
 
     Args:
-        graph: what `export_onnx` wrote.
+        graph: what `export_onnx` wrote, or `captionlib.quantization.quantize_encoder`.
         num_threads: threads that share one batch.
 
     Raises:
@@ -106,27 +106,42 @@ def build_engine(
     device: torch.device,
     num_threads: int,
     kind: EngineKind = "auto",
+    int8_graph: Path | None = None,
 ) -> EncoderEngine:
     """The engine for an encoder on a device.
 
     Args:
         fingerprint: stands for the encoder's weights in the name of the cached graph.
         num_threads: of OpenVINO. PyTorch has one number of threads for the whole process.
-        kind: `auto` takes OpenVINO on a CPU, and PyTorch with a warning where that does not work.
+        kind: `auto` takes OpenVINO on a CPU, with `int8_graph` if there is one, and PyTorch with a warning where
+            that does not work.
+        int8_graph: the encoder in 8-bit integers.
 
     Raises:
-        ModuleNotFoundError: `openvino` was asked for and is not installed; the message names the extra.
-        ExportError: `openvino` was asked for, and this encoder cannot be exported.
+        ModuleNotFoundError: OpenVINO was asked for and is not installed; the message names the extra.
+        ExportError: OpenVINO was asked for, and cannot run this encoder.
+        ValueError: `int8` was asked for, and there is no such graph.
     """
     if kind == "torch" or (kind == "auto" and device.type != "cpu"):
         return TorchEngine(encoder, preprocessing, device)
     try:
+        if kind == "int8" or (kind == "auto" and int8_graph is not None):
+            return _int8_engine(int8_graph, num_threads)
         return _openvino_engine(encoder, preprocessing, fingerprint, num_threads)
     except (ModuleNotFoundError, ExportError) as error:
-        if kind == "openvino":
+        if kind != "auto":
             raise
         warnings.warn(f"PyTorch runs the encoder, at a fraction of OpenVINO's speed: {error}", stacklevel=2)
         return TorchEngine(encoder, preprocessing, device)
+
+
+def _int8_engine(graph: Path | None, num_threads: int) -> OpenVinoEngine:
+    if graph is None:
+        raise ValueError("this checkpoint has no encoder in 8-bit integers: python -m jobs.quantize makes one that has")
+    try:
+        return OpenVinoEngine(graph, num_threads)
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot run {graph}: {_last_line(error)}") from error
 
 
 def _openvino_engine(
@@ -149,8 +164,7 @@ def _openvino_engine(
             engine = OpenVinoEngine(draft / _GRAPH, num_threads)
             equal = _computes_the_same(engine, encoder, preprocessing)
         except RuntimeError as error:
-            reason = str(error).strip().rpartition("\n")[2]  # before it, where in OpenVINO's source that was
-            raise ExportError(f"OpenVINO cannot run {encoder.config.name}: {reason}") from error
+            raise ExportError(f"OpenVINO cannot run {encoder.config.name}: {_last_line(error)}") from error
         if not equal:
             raise ExportError(f"the ONNX graph of {encoder.config.name} does not compute what PyTorch does")
     return engine
@@ -213,6 +227,11 @@ def _computes_the_same(engine: OpenVinoEngine, encoder: Encoder, preprocessing: 
     if found.shape != expected.shape:
         return False
     return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+
+
+def _last_line(error: RuntimeError) -> str:
+    """What OpenVINO says; before it, where in its source that was."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def _openvino() -> Any:

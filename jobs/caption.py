@@ -66,6 +66,8 @@ def caption(settings: CaptionSettings) -> int:
     fingerprint = checkpoint_fingerprint(directory)
     search = to_dict(settings.search)
     identity: dict[str, Any] = {"schema_version": schemas.SCHEMA_VERSION, "model": fingerprint, "search": search}
+    if settings.engine != "auto":
+        identity["engine"] = settings.engine
     sidecar = None
     if settings.sidecar is not None:
         sidecar = Sidecar(settings.sidecar, settings.sidecar_prefix, settings.sidecar_suffix)
@@ -83,7 +85,7 @@ def caption(settings: CaptionSettings) -> int:
 
     def factory(plan: Plan) -> CaptionFactory:
         batch_size = settings.work.batch_size or (256 if plan.actor_gpus else 32)
-        return CaptionFactory(source, settings.search, batch_size, plan.actor_threads, metadata)
+        return CaptionFactory(source, settings.search, batch_size, plan.actor_threads, metadata, settings.engine)
 
     job = PartJob(
         kind="caption",

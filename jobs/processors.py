@@ -19,7 +19,7 @@ from jobs.fetch import is_local
 if TYPE_CHECKING:
     from captionlib.encoders import Encoder
     from captionlib.predictor import Predictor
-    from captionlib.runtime import EncoderEngine
+    from captionlib.runtime import EncoderEngine, EngineKind
 
 
 NOT_FINITE = "NotFinite: the model's probabilities for this image are not numbers"
@@ -37,6 +37,7 @@ class CaptionFactory:
     """For the engine on a CPU."""
     metadata: Mapping[str, str]
     """For every file that is written."""
+    engine: EngineKind = "auto"
 
     def schemas(self) -> Mapping[str, pa.Schema]:
         """Caption rows."""
@@ -47,7 +48,7 @@ class CaptionFactory:
         from captionlib.predictor import Predictor
 
         _check_sight(self.model)
-        predictor = Predictor.from_checkpoint(self.model, num_threads=self.threads)
+        predictor = Predictor.from_checkpoint(self.model, num_threads=self.threads, engine=self.engine)
         return CaptionImages(predictor, self.search, self.batch_size)
 
 

@@ -112,6 +112,9 @@ class CaptionSettings(PartSettings):
 
     model: Annotated[str, _hint("DIR", "the one that comes with the project")] = "default"
     """The checkpoint: a folder, or a URL."""
+    engine: Literal["auto", "int8", "openvino", "torch"] = "auto"
+    """How the encoder is run. On a CPU, `auto` is OpenVINO, in 8-bit integers (int8) where the checkpoint has an
+encoder in these, else in float32 (openvino); on a GPU, and where there is no OpenVINO, it is PyTorch (torch)."""
     show: int = 0
     """Print this many captions at the end."""
     report: bool = True

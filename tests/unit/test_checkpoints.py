@@ -19,8 +19,10 @@ from captionlib.captioner import Captioner
 from captionlib.checkpoints import (
     CARD,
     CONFIG,
+    INT8_ENCODER,
     VOCABULARY,
     WEIGHTS,
+    add_int8_encoder,
     CheckpointError,
     check_checkpoint,
     checkpoint_fingerprint,
@@ -112,6 +114,22 @@ def test_broken_weights_are_not_saved(tmp_path: Path, module: nn.Module, value: 
     module.decoder.linear.bias.data[1] = value  # type: ignore[index, union-attr]
     with pytest.raises(ValueError, match=r"decoder\.linear\.bias are not finite"):
         save_checkpoint(tmp_path, module, MODEL, Vocabulary.build([["a"]]))
+
+
+def test_an_integer_encoder_belongs_to_its_checkpoint(saved: Path, module: nn.Module) -> None:
+    assert load_checkpoint(saved).int8_encoder is None
+    before = checkpoint_fingerprint(saved)
+    add_int8_encoder(saved, b"a graph")
+    checkpoint = load_checkpoint(saved)
+    assert checkpoint.int8_encoder == saved / INT8_ENCODER
+    assert checkpoint.int8_encoder.read_bytes() == b"a graph"
+    assert checkpoint.training == {"epochs": 3}
+    assert checkpoint.fingerprint != before
+    (saved / INT8_ENCODER).write_bytes(b"another")
+    with pytest.raises(CheckpointError, match="are not those that were written together"):
+        load_checkpoint(saved)
+    save_checkpoint(saved, module, MODEL, Vocabulary.build([["a", "dog"]]))
+    assert load_checkpoint(saved).int8_encoder is None
 
 
 # ---- the fingerprint ----
@@ -311,6 +329,15 @@ def test_a_remote_one_is_fetched_once(
     there = resolve_checkpoint(remote)
     assert there != here
     assert (there / CARD).read_text() == "# Another\n"
+
+
+def test_a_remote_one_brings_its_integer_encoder(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    add_int8_encoder(saved, b"a graph")
+    monkeypatch.setenv("CAPTIONLIB_CACHE", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").put(str(saved), f"/{tmp_path.name}/int8", recursive=True)
+    checkpoint = load_checkpoint(resolve_checkpoint(f"memory://{tmp_path.name}/int8"))
+    assert checkpoint.int8_encoder is not None
+    assert checkpoint.int8_encoder.read_bytes() == b"a graph"
 
 
 def test_a_damaged_one_is_not_kept(remote: str, tmp_path: Path) -> None:
