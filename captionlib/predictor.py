@@ -17,11 +17,11 @@ from torch import Tensor
 
 from captionlib.captioner import Captioner
 from captionlib.checkpoints import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
-from captionlib.config import SearchConfig
+from captionlib.config import EngineKind, SearchConfig
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder
 from captionlib.images import decode_image, to_rgb
-from captionlib.runtime import EncoderEngine, EngineKind, build_engine
+from captionlib.runtime import EncoderEngine, build_engine
 from captionlib.search import Hypothesis
 from captionlib.text import detokenize
 from captionlib.transforms import to_pixels

@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from unittest import mock
 
 import numpy as np
@@ -23,11 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from captionlib.cache import CacheError, cache_folder, digest, publish
-from captionlib.config import Preprocessing, to_dict
+from captionlib.config import EngineKind, Preprocessing, to_dict
 from captionlib.encoders import Encoder
 from captionlib.transforms import normalize
-
-EngineKind = Literal["auto", "int8", "openvino", "torch"]
 
 _GRAPH = "encoder.onnx"
 # Part of the cache's key: a graph that an earlier version of this file exported is not used.
@@ -139,9 +137,11 @@ def _int8_engine(graph: Path | None, num_threads: int) -> OpenVinoEngine:
     if graph is None:
         raise ValueError("this checkpoint has no encoder in 8-bit integers: python -m jobs.quantize makes one that has")
     try:
-        return OpenVinoEngine(graph, num_threads)
+        engine = OpenVinoEngine(graph, num_threads)
     except RuntimeError as error:
         raise ExportError(f"OpenVINO cannot run {graph}: {_last_line(error)}") from error
+    engine.name += " in 8-bit integers"
+    return engine
 
 
 def _openvino_engine(

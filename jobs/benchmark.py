@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction
 
-from captionlib.config import SearchConfig, to_dict
+from captionlib.config import EngineKind, SearchConfig, to_dict
 from jobs.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
 from jobs.settings import parse, peek
 
@@ -50,6 +50,8 @@ class BenchmarkSettings:
     """Forecast: of one machine, in any currency."""
     model: str = "default"
     """The checkpoint: a folder, or a URL."""
+    engine: EngineKind = "auto"
+    """How the encoder is run, as for jobs.caption."""
     batch_size: int | None = None
     """Images that go through the model together. Default: 32, on a GPU 256."""
     search: SearchConfig = field(default_factory=SearchConfig)
@@ -130,7 +132,7 @@ def measure(settings: BenchmarkSettings) -> Measured:
 
     _say("listing")
     found = steps.draw((settings.input, *settings.also), settings.sample)
-    predictor = Predictor.from_checkpoint(settings.model, num_threads=steps.num_cpus())
+    predictor = Predictor.from_checkpoint(settings.model, num_threads=steps.num_cpus(), engine=settings.engine)
     if predictor.engine is None:
         raise ValueError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
     on_gpu = predictor.device.type != "cpu"
@@ -163,7 +165,7 @@ def measure(settings: BenchmarkSettings) -> Measured:
 def _time_job(settings: BenchmarkSettings, images: Sequence[Listed]) -> JobTimes:
     from jobs.measure import time_job
 
-    flags = ["--no-report", "--model", settings.model, "--max-error-share", "1"]
+    flags = ["--no-report", "--model", settings.model, "--engine", settings.engine, "--max-error-share", "1"]
     if settings.batch_size is not None:
         flags += ["--batch-size", str(settings.batch_size)]
     for name, value in to_dict(settings.search).items():

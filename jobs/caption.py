@@ -47,7 +47,13 @@ def caption(settings: CaptionSettings) -> int:
         ValueError: something is wrong with the settings, the input, the output or the checkpoint.
         jobs.ledger.Stopped: it was started and is not complete.
     """
-    from captionlib.checkpoints import check_checkpoint, checkpoint_fingerprint, read_config, resolve_checkpoint
+    from captionlib.checkpoints import (
+        INT8_ENCODER,
+        check_checkpoint,
+        checkpoint_fingerprint,
+        read_config,
+        resolve_checkpoint,
+    )
     from jobs.export import FORMATS
     from jobs.part_job import PartJob, run_job
     from jobs.processors import CaptionFactory
@@ -62,6 +68,11 @@ def caption(settings: CaptionSettings) -> int:
         raise ValueError(
             f"the checkpoint {settings.model} was trained on ready-made features and has no encoder for images: "
             "give one that has"
+        )
+    if settings.engine == "int8" and not (directory / INT8_ENCODER).is_file():
+        raise ValueError(
+            f"the checkpoint {settings.model} has no encoder in 8-bit integers: make one that has with "
+            "python -m jobs.quantize"
         )
     fingerprint = checkpoint_fingerprint(directory)
     search = to_dict(settings.search)

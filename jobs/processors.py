@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from captionlib.config import EncoderConfig, SearchConfig
+from captionlib.config import EncoderConfig, EngineKind, SearchConfig
 from jobs import schemas
 from jobs.fetch import is_local
 
 if TYPE_CHECKING:
     from captionlib.encoders import Encoder
     from captionlib.predictor import Predictor
-    from captionlib.runtime import EncoderEngine, EngineKind
+    from captionlib.runtime import EncoderEngine
 
 
 NOT_FINITE = "NotFinite: the model's probabilities for this image are not numbers"

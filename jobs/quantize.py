@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tyro.conf import Positional
 
+from captionlib.config import EngineKind
 from jobs.guard import guarded
 from jobs.settings import parse
 from jobs.storage import Folder
 
 if TYPE_CHECKING:
     from captionlib.encoders import Encoder
-    from captionlib.runtime import EngineKind
 
 PROG = "python -m jobs.quantize"
 _LEAST_SIMILAR = 0.95

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from captionlib.config import SearchConfig, from_dict, to_dict
+from captionlib.config import EngineKind, SearchConfig, from_dict, to_dict
 from jobs.sidecar import SidecarMode
 from jobs.source_settings import SourceSettings
 
@@ -112,7 +112,7 @@ class CaptionSettings(PartSettings):
 
     model: Annotated[str, _hint("DIR", "the one that comes with the project")] = "default"
     """The checkpoint: a folder, or a URL."""
-    engine: Literal["auto", "int8", "openvino", "torch"] = "auto"
+    engine: EngineKind = "auto"
     """How the encoder is run. On a CPU, `auto` is OpenVINO, in 8-bit integers (int8) where the checkpoint has an
 encoder in these, else in float32 (openvino); on a GPU, and where there is no OpenVINO, it is PyTorch (torch)."""
     show: int = 0

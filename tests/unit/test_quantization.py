@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from captionlib.config import EncoderConfig, Preprocessing
+from captionlib.config import EncoderConfig, EngineKind, Preprocessing
 from captionlib.encoders import Encoder, build_encoder, describe_encoder
 from captionlib.images import decode_image
 from captionlib.quantization import quantize_encoder, similarity
-from captionlib.runtime import EncoderEngine, EngineKind, ExportError, OpenVinoEngine, build_engine, export_onnx
+from captionlib.runtime import EncoderEngine, ExportError, OpenVinoEngine, build_engine, export_onnx
 from captionlib.transforms import to_pixels
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from captionlib import runtime
-from captionlib.config import EncoderConfig, Preprocessing
+from captionlib.config import EncoderConfig, EngineKind, Preprocessing
 from captionlib.encoders import Encoder, build_encoder, describe_encoder
 from captionlib.encoders.efficientnet_lite import EfficientNetLite
 from captionlib.runtime import (
     EncoderEngine,
-    EngineKind,
     ExportError,
     OpenVinoEngine,
     TorchEngine,
