@@ -9,6 +9,7 @@ Shapes: B images, S side of the square input.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -95,12 +96,12 @@ def _batches(pixels: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     return (np.stack(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH))
 
 
-class _without_advice:
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
     """ONNX Runtime's quantizer advises on what is done here already."""
-
-    def __enter__(self) -> None:
-        self._disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._disabled)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -75,7 +75,7 @@ class Bench:
         self._job("job", str(self.images), repeat, *GREEDY)
 
     def script(self, repeat: int) -> None:
-        """The documentation's script. It is slow, so that it may have fewer images; ten of them tell its start apart."""
+        """The documentation's script. It is slow, so it may have fewer images; ten of them tell its start apart."""
         script = str(HERE / "documentation_script.py")
         start, _ = self._run([script, str(self.few), str(self.folder / f"script-few{repeat}")])
         seconds, _ = self._run([script, str(self.for_script), str(self.folder / f"script{repeat}")])
