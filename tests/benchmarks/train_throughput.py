@@ -5,7 +5,8 @@
 
 The bare loop is what a script would do at best: the same decoder, loss and optimizer, captions padded beforehand, no
 checkpoint, no dev evaluation. Everything runs on stated cores; the job's rate is its own, of the steps of the epochs
-after the first. Loop and job take turns, so that a machine that is slower for a while is slower for both.
+after the first, during which its driver writes the report of the epoch before: that takes seconds, so that epochs must
+not be much shorter than real ones. Loop and job take turns, so that a machine that is slower for a while is slower for both.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pathlib import Path
 import numpy as np
 
 POSITIONS, WIDTH, CAPTIONS_PER_IMAGE, NUM_WORDS = 49, 1280, 5, 3_000
-EPOCHS, IMAGES_PER_STEP = 3, 25
+EPOCHS, IMAGES_PER_STEP = 2, 25
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--images", type=int, default=1_500)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2, help="1: leave out the comparison of two workers with one")
     arguments = parser.parse_args()
