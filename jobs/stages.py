@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-READ_THREADS_REMOTE = 32
-"""A GET waits for most of its time; a few dozen at once keep one decoding task busy."""
+READ_THREADS_REMOTE = 16
+"""A GET waits for most of its time; a dozen or two at once keep one decoding task busy."""
 
 
 class Part(NamedTuple):

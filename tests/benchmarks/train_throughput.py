@@ -5,8 +5,9 @@
 
 The bare loop is what a script would do at best: the same decoder, loss and optimizer, captions padded beforehand, no
 checkpoint, no dev evaluation. Everything runs on stated cores; the job's rate is its own, of the steps of the epochs
-after the first, during which its driver writes the report of the epoch before: that takes seconds, so that epochs must
-not be much shorter than real ones. Loop and job take turns, so that a machine that is slower for a while is slower for both.
+after the first. Its driver writes the report of the epoch before meanwhile, which takes seconds, so that epochs must
+not be much shorter than real ones. Loop and job take turns, so that a machine that is slower for a while is slower
+for both.
 """
 
 from __future__ import annotations
