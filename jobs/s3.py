@@ -5,13 +5,16 @@ as s3fs finds them, and whatever Arrow cannot read is left to s3fs, which says w
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
 STRIKES = 3
-"""Objects in a row that s3fs could read and Arrow could not: then it is the storage that Arrow does not get on with."""
+"""Objects in a row that s3fs could read and Arrow could not: then it is not the objects."""
+REST_SECONDS = 300.0
+"""For so long s3fs reads alone then: the storage may have been busy, or Arrow may not get on with it at all."""
 
 
 class S3Objects:
@@ -25,10 +28,11 @@ class S3Objects:
         self._frozen: Any = None
         self._filesystem: Any = None
         self._strikes = 0
+        self._rests_until = 0.0
 
     def read(self, path: str) -> bytes | None:
         """The object at s3://bucket/key; None where s3fs is to be asked, whatever the reason."""
-        if self._strikes >= STRIKES:
+        if time.monotonic() < self._rests_until:
             return None
         try:
             filesystem = self._current()
@@ -44,6 +48,8 @@ class S3Objects:
     def was_wrong(self) -> None:
         """S3fs could read what `read` could not."""
         self._strikes += 1
+        if self._strikes >= STRIKES:
+            self._strikes, self._rests_until = 0, time.monotonic() + REST_SECONDS
 
     def _current(self) -> Any:
         """Arrow's filesystem with the credentials of this moment; None where there are none."""

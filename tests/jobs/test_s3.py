@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from jobs import fetch
+from jobs import fetch, s3
 from jobs.fetch import InputFault, read_bytes
 from jobs.s3 import STRIKES, S3Objects
 
@@ -86,6 +87,18 @@ def test_s3fs_reads_what_arrow_cannot(store: Store, monkeypatch: pytest.MonkeyPa
         assert read_bytes("s3://bucket/a.jpg") == PICTURE
     assert set(store.requests) == {"s3fs"}
     assert len(tries) == STRIKES
+
+
+def test_arrow_is_asked_again_after_a_while(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = S3Objects._connect
+    monkeypatch.setattr(s3, "REST_SECONDS", 0.2)
+    monkeypatch.setattr(S3Objects, "_connect", lambda self, frozen: 1 / 0)
+    for _ in range(STRIKES):
+        assert read_bytes("s3://bucket/a.jpg") == PICTURE
+    monkeypatch.setattr(S3Objects, "_connect", connect)
+    time.sleep(0.3)
+    assert read_bytes("s3://bucket/a.jpg") == PICTURE
+    assert store.requests["Arrow"] > 0
 
 
 def test_without_credentials(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
