@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from jobs.s3 import S3Objects
 
@@ -74,7 +74,7 @@ def read_bytes(path: str, size: int | None = None) -> bytes:
         raise InputFault("FileTooLarge", f"{size} bytes, {MAX_BYTES} is the limit")
 
     def attempt() -> bytes:
-        data = _read_once(path)
+        data = read_once(path)
         if size is not None and len(data) < size and len(data) != _size_now(path):
             raise TransportFault(errno.EIO, f"got {len(data)} of {size} bytes", path)
         return data
@@ -204,18 +204,33 @@ def is_local(path: str) -> bool:
     return "://" not in path or path.startswith("/")
 
 
-def _read_once(path: str) -> bytes:
+def read_once(path: str) -> bytes:
+    """A whole file, in one attempt; exceptions are those of whatever storage library reads it."""
     if is_local(path):
         with open(path, "rb") as file:
             return file.read()
-    is_s3 = path.startswith(("s3://", "s3a://"))
-    found = _s3_objects.read(path) if is_s3 else None
+    found = _s3_objects.read(path) if _is_s3(path) else None
     if found is not None:
         return found
     data: bytes = filesystem(path).cat_file(path)
-    if is_s3:
+    if _is_s3(path):
         _s3_objects.was_wrong()
     return data
+
+
+def open_once(path: str) -> IO[bytes]:
+    """A file for random access; exceptions as of `read_once`."""
+    found = _s3_objects.open(path) if _is_s3(path) else None
+    if found is not None:
+        return found
+    file: IO[bytes] = filesystem(path).open(path, "rb")
+    if _is_s3(path):
+        _s3_objects.was_wrong()
+    return file
+
+
+def _is_s3(path: str) -> bool:
+    return path.startswith(("s3://", "s3a://"))
 
 
 def _size_now(path: str) -> int | None:

@@ -6,6 +6,7 @@ object per image; known paths are 8 bytes each.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import schemas
+from jobs.fetch import with_retries
 from jobs.listing import Listed
 from jobs.ranges import IdRange
 from jobs.storage import Folder
@@ -91,14 +93,19 @@ class Manifest:
         for here in self.files:
             if here.last < ids.first or here.first > ids.last:
                 continue
-            first, last = max(ids.first, here.first) - here.first, min(ids.last, here.last) - here.first
-            first_group, last_group = first // ROWS_PER_GROUP, last // ROWS_PER_GROUP
-            with self.folder.open(_name(here)) as file:
-                groups = pq.ParquetFile(file).read_row_groups(range(first_group, last_group + 1))
-            tables.append(groups.slice(first - first_group * ROWS_PER_GROUP, last - first + 1))
+            wanted = IdRange(max(ids.first, here.first), min(ids.last, here.last))
+            tables.append(with_retries(functools.partial(self._read_file, here, wanted)))
         table = pa.concat_tables(tables)
         assert table.num_rows == ids.size, f"manifest has {table.num_rows} rows for {ids}"
         return table
+
+    def _read_file(self, here: IdRange, ids: IdRange) -> pa.Table:
+        """The rows of some ids, all of them in one file."""
+        first, last = ids.first - here.first, ids.last - here.first
+        first_group, last_group = first // ROWS_PER_GROUP, last // ROWS_PER_GROUP
+        with self.folder.open(_name(here)) as file:
+            groups = pq.ParquetFile(file).read_row_groups(range(first_group, last_group + 1))
+        return groups.slice(first - first_group * ROWS_PER_GROUP, ids.size)
 
     def append(
         self,

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
+
+T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
@@ -18,7 +21,7 @@ REST_SECONDS = 300.0
 
 
 class S3Objects:
-    """Reads whole objects, from several threads."""
+    """Reads objects, from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,24 +35,36 @@ class S3Objects:
 
     def read(self, path: str) -> bytes | None:
         """The object at s3://bucket/key; None where s3fs is to be asked, whatever the reason."""
-        if time.monotonic() < self._rests_until:
-            return None
-        try:
-            filesystem = self._current()
-            if filesystem is None:
-                return None
-            with filesystem.open_input_stream(path.partition("://")[2]) as stream:
+
+        def whole(filesystem: Any, key: str) -> bytes:
+            with filesystem.open_input_stream(key) as stream:
                 data: bytes = stream.readall()
-        except Exception:  # s3fs, asked next, has a better word for it
-            return None
-        self._strikes = 0
-        return data
+            return data
+
+        return self._try(path, whole)
+
+    def open(self, path: str) -> IO[bytes] | None:
+        """The object at s3://bucket/key for random access; None as of `read`."""
+        return self._try(path, lambda filesystem, key: filesystem.open_input_file(key))
 
     def was_wrong(self) -> None:
         """S3fs could read what `read` could not."""
         self._strikes += 1
         if self._strikes >= STRIKES:
             self._strikes, self._rests_until = 0, time.monotonic() + REST_SECONDS
+
+    def _try(self, path: str, action: Callable[[Any, str], T]) -> T | None:
+        if time.monotonic() < self._rests_until:
+            return None
+        try:
+            filesystem = self._current()
+            if filesystem is None:
+                return None
+            result = action(filesystem, path.partition("://")[2])
+        except Exception:  # s3fs, asked next, has a better word for it
+            return None
+        self._strikes = 0
+        return result
 
     def _current(self) -> Any:
         """Arrow's filesystem with the credentials of this moment; None where there are none."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from jobs.fetch import Denied, filesystem, is_local, with_retries
+from jobs.fetch import Denied, filesystem, is_local, open_once, read_once, with_retries
 
 # Protocols in which an object appears complete or not at all, so that no rename is needed (nor cheap).
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "memory"}
@@ -59,7 +59,7 @@ class Folder:
         Raises:
             FileNotFoundError: no such file.
         """
-        return with_retries(lambda: self._read(name))
+        return with_retries(lambda: read_once(f"{self.url}/{name}"))
 
     def write(self, name: str, data: bytes | memoryview, *, durable: bool = True) -> None:
         """Write a whole file, replacing one of that name.
@@ -103,7 +103,7 @@ class Folder:
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """A file for random access: Parquet's footer and single columns are read without the rest."""
-        with filesystem(self.url).open(f"{self.url}/{name}", "rb") as file:
+        with open_once(f"{self.url}/{name}") as file:
             yield file
 
     def check_writable(self) -> None:
@@ -115,13 +115,6 @@ class Folder:
         name = f".check-{uuid.uuid4().hex}"
         self.write(name, b"captionlib")
         self.delete(name)
-
-    def _read(self, name: str) -> bytes:
-        if self.is_local:
-            with open(f"{self.url}/{name}", "rb") as file:
-                return file.read()
-        data: bytes = filesystem(self.url).cat_file(f"{self.url}/{name}")
-        return data
 
     def _write(self, name: str, data: bytes | memoryview, durable: bool) -> None:
         target = f"{self.url}/{name}"

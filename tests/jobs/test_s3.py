@@ -14,6 +14,7 @@ import pytest
 from jobs import fetch, s3
 from jobs.fetch import InputFault, read_bytes
 from jobs.s3 import STRIKES, S3Objects
+from jobs.storage import Folder
 
 PICTURE = b"picture" * 100
 
@@ -34,7 +35,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
             requests["Arrow" if "aws-sdk-cpp" in self.headers.get("User-Agent", "") else "s3fs"] += 1
             found = self.path.partition("?")[0] == "/bucket/a.jpg"
             body = PICTURE if found else b"<Error><Code>NoSuchKey</Code></Error>"
-            self.send_response(200 if found else 404)
+            first, _, last = self.headers.get("Range", "bytes=").partition("=")[2].partition("-")
+            body = body[int(first or 0) : int(last or len(body)) + 1]
+            self.send_response(404 if not found else 206 if first else 200)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Last-Modified", "Thu, 26 Nov 2026 12:00:00 GMT")
             self.send_header("ETag", '"a"')
@@ -62,6 +65,17 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 def test_arrow_reads_it(store: Store, protocol: str) -> None:
     assert read_bytes(f"{protocol}://bucket/a.jpg", len(PICTURE)) == PICTURE
     assert set(store.requests) == {"Arrow"}
+
+
+def test_arrow_reads_the_jobs_own_files(store: Store) -> None:
+    folder = Folder.of("s3://bucket")
+    assert folder.read("a.jpg") == PICTURE
+    with folder.open("a.jpg") as file:
+        file.seek(3)
+        assert file.read(5) == PICTURE[3:8]
+    assert set(store.requests) == {"Arrow"}
+    with pytest.raises(FileNotFoundError):
+        folder.read("b.jpg")
 
 
 def test_what_is_not_there_is_the_images_fault(store: Store) -> None:
