@@ -25,13 +25,21 @@ class LossSums:
     """Words predicted, `<eos>` among them."""
 
 
-def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> LossSums:
+def caption_loss(
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    taught: Tensor | None = None,
+    teacher_share: float = 0.0,
+) -> LossSums:
     """Cross-entropy of the next word.
 
     Args:
         logits: (M, V), a row per word to be predicted.
         targets: (M,) int64.
         label_smoothing: share of the probability that goes to all words alike (Szegedy et al. 2016, section 7).
+        taught: (M, V) the probabilities that teachers give the words (see `captionlib.training.distillation`).
+        teacher_share: share of the objective that is cross-entropy with these.
     """
     log_probs = logits.float().log_softmax(dim=-1)  # once for both sums: over a vocabulary it is what a loss costs
     cross_entropy = F.nll_loss(log_probs, targets, reduction="sum")
@@ -39,6 +47,8 @@ def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) 
     if label_smoothing:
         spread = -log_probs.mean(dim=-1).sum()
         objective = (1 - label_smoothing) * cross_entropy + label_smoothing * spread
+    if taught is not None:
+        objective = (1 - teacher_share) * objective - teacher_share * (taught * log_probs).sum()
     return LossSums(objective, cross_entropy.detach(), targets.numel())
 
 

@@ -21,6 +21,7 @@ from captionlib.training.selection import build_vocabulary, select_captions, sel
 from captionlib.vocabulary import Vocabulary
 from jobs.storage import Folder
 from jobs.train_settings import TrainSettings
+from jobs.train_teachers import load_teacher
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Prepared:
     """Of the captioner to start from."""
     origin_fingerprint: str | None = None
     """Of the checkpoint that these are from."""
+    teachers: tuple[Checkpoint, ...] = ()
+    """Captioners whose decoders teach."""
     left_out: str = ""
     """What the caption filter did, for a person; empty where it did nothing."""
 
@@ -71,7 +74,8 @@ class Prepared:
         for name, split in (("train", self.train), ("dev", self.dev)):
             text = json.dumps([split.names, split.tokens])
             digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return {
+        taught = {"teachers": [teacher.fingerprint for teacher in self.teachers]} if self.teachers else {}
+        return taught | {
             "encoder": to_dict(self.encoder),
             "encoder_weights": self.encoder_fingerprint,
             "start_from": self.origin_fingerprint,
@@ -143,6 +147,10 @@ def prepare(settings: TrainSettings) -> Prepared:
         None if origin is None else origin.part("encoder"),
         None if start is None else start.part("decoder"),
         None if origin is None else origin.fingerprint,
+        tuple(
+            load_teacher(source, vocabulary, encoder, fingerprint, from_pixels=settings.from_images)
+            for source in settings.teachers
+        ),
         left_out,
     )
 

@@ -25,6 +25,7 @@ from jobs.train_data import Prepared, Split, stated_encoder
 from jobs.train_dev import DevEvaluation
 from jobs.train_model import build_model
 from jobs.train_state import EpochSums, Standing, restore, save
+from jobs.train_teachers import build_teachers
 
 _POST_EVERY_SECONDS = 2.0
 
@@ -81,6 +82,7 @@ class Worker:
         model: nn.Module = decoder
         if self.world_size > 1:
             model = nn.parallel.DistributedDataParallel(decoder)
+        teachers = build_teachers(prepared.teachers, from_pixels=prepared.settings.from_images)
         self.learner = Learner(
             model,
             decoder,
@@ -90,6 +92,7 @@ class Worker:
             autocast=torch.bfloat16 if self.device.type == "cuda" else None,
             critic=self._critic(),
             encoder=decoder.encoder if isinstance(decoder, FromPixels) else None,
+            teachers=None if teachers is None else teachers.to(self.device),
         )
         torch.manual_seed(self.settings.seed + 1 + self.rank)  # but drops out differently
         self._last_save = time.monotonic()

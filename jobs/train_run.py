@@ -24,7 +24,7 @@ _RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints 
 # where is among these: `Prepared.identity` says what it is.
 _MAY_DIFFER = {
     *("address", "num_workers", "min_workers", "cpus_per_worker", "use_gpu", "max_failures", "checkpoint_minutes"),
-    *("run", "config", "source", "also_features", "start_from"),
+    *("run", "config", "source", "also_features", "start_from", "teachers"),
 }
 _DATA_MAY_DIFFER = {"root", "captions_file"}
 

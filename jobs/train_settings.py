@@ -67,6 +67,9 @@ class TrainSettings:
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     start_from: str | None = None
     """A checkpoint whose decoder and words to start from, such as another run's `best`, or `default`."""
+    teachers: tuple[str, ...] = ()
+    """Checkpoints of the same vocabulary whose averaged probabilities the decoder learns, too (see
+    --training.teacher-share); on features, decoders trained on these."""
     data: DataSettings = field(default_factory=DataSettings)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -108,6 +111,11 @@ class TrainSettings:
             )
         if self.start_from is not None and self.encoder.checkpoint is not None:
             raise ValueError("--start-from brings its own encoder: leave out --encoder.checkpoint")
+        if self.teachers and self.training.self_critical.weight:
+            raise ValueError(
+                "--teachers know nothing of captions that are drawn: leave out one of them and "
+                "--training.self-critical.weight"
+            )
         unnamed = replace(self.encoder, checkpoint=None)
         if not self.from_images and self.encoder.name is None and unnamed != EncoderSettings():
             raise ValueError("say with --encoder.name which encoder made the features")
@@ -133,6 +141,7 @@ class TrainSettings:
             run=Folder.of(self.run).url,
             also_features=tuple(Folder.of(url).url for url in self.also_features),
             start_from=checkpoint(self.start_from),
+            teachers=tuple(source if source == "default" else Folder.of(source).url for source in self.teachers),
             encoder=replace(self.encoder, checkpoint=checkpoint(self.encoder.checkpoint)),
             data=data,
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from captionlib.decoders import Decoder
 from captionlib.losses import LossSums, caption_loss, doubly_stochastic_penalty
 from captionlib.training.batches import Batch, pad_captions, side_by_side
+from captionlib.training.distillation import Teachers
 from captionlib.training.optimizers import build_optimizer, learning_rate_factor, teacher_forcing_ratio
 from captionlib.training.self_critical import SelfCritic, self_critical_loss
 from captionlib.training.settings import TrainingSettings
@@ -47,6 +48,7 @@ class Learner:
         autocast: dtype of the forward pass; None computes in float32.
         critic: draws and rewards captions, where `settings.self_critical` has a weight.
         encoder: the part of the decoder that has learnt already, and learns more slowly.
+        teachers: what the decoder learns from besides the captions, on its device; not together with a critic.
     """
 
     def __init__(
@@ -60,10 +62,13 @@ class Learner:
         autocast: torch.dtype | None = None,
         critic: SelfCritic | None = None,
         encoder: nn.Module | None = None,
+        teachers: Teachers | None = None,
     ) -> None:
+        if critic is not None and teachers is not None:
+            raise ValueError("teachers know nothing of captions that are drawn: no self-critical training with them")
         self.model, self.decoder, self.settings = model, decoder, settings
         self.steps_per_epoch, self.world_size, self.autocast = steps_per_epoch, world_size, autocast
-        self.critic = critic
+        self.critic, self.teachers = critic, teachers
         self.num_steps = steps_per_epoch * settings.epochs
         slow = () if encoder is None else encoder.parameters()
         self.optimizer = build_optimizer(decoder.parameters(), settings.optimizer, slow)
@@ -174,7 +179,10 @@ class Learner:
         if samples is not None:
             given = output.captions % tokens.shape[1] < num_given  # (M,)
             logits, targets = logits[given], targets[given]
-        sums = caption_loss(logits, targets, self.settings.label_smoothing)
+        taught = None
+        if self.teachers is not None:
+            taught = self.teachers.probabilities(features, tokens, output.captions)
+        sums = caption_loss(logits, targets, self.settings.label_smoothing, taught, self.settings.teacher_share)
         objective = sums.objective / batch.num_words
         if samples is not None:
             self.reward = samples.mean_reward

@@ -130,6 +130,8 @@ class TrainingSettings:
     accumulation: int = 1
     """Parts into which a worker cuts its share of a step, to need less memory; the result is the same."""
     label_smoothing: float = 0.1
+    teacher_share: float = 0.5
+    """Share of the objective that is cross-entropy with the teachers' probabilities, where there are teachers."""
     doubly_stochastic: float = 0.0
     """Weight of the attention penalty (Xu et al. 2015, eq. 14), per caption."""
     max_tokens: int = 30
@@ -157,6 +159,8 @@ class TrainingSettings:
             raise ValueError(f"vocabulary_size must be at least 5 (4 words are special), got {self.vocabulary_size}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"teacher_share must be in [0, 1], got {self.teacher_share}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         forcing = self.teacher_forcing

@@ -18,12 +18,14 @@ from captionlib.config import DecoderConfig
 from captionlib.images import decode_image
 from captionlib.predictor import Predictor
 from captionlib.training.from_pixels import FromPixels
+from captionlib.training.settings import SelfCriticalSettings, TrainingSettings
 from captionlib.transforms import to_pixels
 from jobs.processors import load_encoder
 from jobs.train_data import prepare
 from jobs.train_export import find_encoder
 from jobs.train_model import build_model
 from jobs.train_settings import DataSettings, EncoderSettings, TrainSettings
+from jobs.train_teachers import build_teachers
 
 
 def settings(images: Path, checkpoint: Path, encoder: EncoderSettings) -> TrainSettings:
@@ -121,3 +123,38 @@ def test_a_new_decoder_on_images_through_a_checkpoints_encoder(images: Path, tin
 def test_a_checkpoint_to_start_from_brings_its_encoder(images: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="brings its own encoder"):
         settings(images, tiny_checkpoint, EncoderSettings(checkpoint="default"))
+
+
+def test_teachers_know_the_same_words_and_look_through_the_same_encoder(images: Path, tiny_checkpoint: Path) -> None:
+    teacher = str(tiny_checkpoint)
+    known = load_checkpoint(tiny_checkpoint)
+    student = replace(settings(images, tiny_checkpoint, EncoderSettings()), teachers=(teacher,))
+    prepared = prepare(student)
+    assert prepared.identity()["teachers"] == [known.fingerprint]
+    teachers = build_teachers(prepared.teachers, from_pixels=True)
+    assert teachers is not None
+    for name, value in build_model(prepared).state_dict().items():
+        assert torch.equal(value, teachers.decoders[0].state_dict()[name]), name
+
+    with pytest.raises(ValueError, match=f"{teacher} knows .* words, not the 9 that are learnt here"):
+        prepare(new_decoder(images, images, from_images=True, teachers=(teacher,)))
+    with pytest.raises(ValueError, match=r"efficientnet_lite0 at \d+ pixels, .*at 96: they need the same size"):
+        prepare(replace(student, encoder=EncoderSettings(size=96)))
+    with pytest.raises(ValueError, match="know nothing of captions that are drawn"):
+        replace(student, training=TrainingSettings(self_critical=SelfCriticalSettings(weight=0.5)))
+
+
+def test_teachers_of_other_features_are_refused(images: Path, tiny_checkpoint: Path) -> None:
+    known = load_checkpoint(tiny_checkpoint)
+    config = known.model.encoder
+    features = np.zeros((4, config.num_positions, config.feature_dim), np.float32)
+    names, teacher = [path.name for path in sorted(images.iterdir())], str(tiny_checkpoint)
+    source = images.parent / "features.parquet"
+    student = replace(new_decoder(images, source), start_from=teacher, decoder=known.model.decoder, teachers=(teacher,))
+    write_grid_features(source, names, features, "another", config)
+    with pytest.raises(ValueError, match=f"features of other weights of .* --model {teacher}"):
+        prepare(student)
+    source.unlink()
+    fingerprint = weights_fingerprint(load_encoder(config, teacher))
+    write_grid_features(source, names, features, fingerprint, config)
+    assert len(prepare(student).teachers) == 1

@@ -53,3 +53,12 @@ def test_doubly_stochastic_by_hand() -> None:
     penalty.backward()
     assert attention.grad is not None
     assert attention.grad[0].tolist() == [[2.0, 0.0], [-1.5, -0.5], [0.0, 0.0]]
+
+
+def test_what_teachers_think_by_hand() -> None:
+    # Half of the objective asks for what they think: a quarter, three quarters, nothing.
+    logits, taught = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.75, 0.0]])
+    sums = caption_loss(logits, torch.tensor([0]), 0.0, taught, 0.5)
+    theirs = -(0.25 * math.log(0.5) + 0.75 * math.log(0.25))
+    assert float(sums.objective) == pytest.approx(0.5 * -math.log(0.5) + 0.5 * theirs)
+    assert float(sums.cross_entropy) == pytest.approx(-math.log(0.5))

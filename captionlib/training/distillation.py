@@ -1,0 +1,50 @@
+"""Teachers: decoders that have learnt already → for each word of a caption the probabilities that a student learns,
+too (Hinton, Vinyals & Dean 2015, section 2; word by word of a sequence: Kim & Rush 2016, section 3.1).
+
+Shapes: as in `captionlib.decoders.base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captionlib.decoders import Decoder
+
+
+class Teachers:
+    """Decoders whose probabilities are averaged. They know the student's words, and are shown what it is shown.
+
+    Args:
+        decoders: of any kinds, at least one.
+    """
+
+    def __init__(self, decoders: Sequence[Decoder]) -> None:
+        if not decoders:
+            raise ValueError("there is no teacher: name at least one")
+        self.decoders = [decoder.eval().requires_grad_(False) for decoder in decoders]
+
+    def to(self, device: torch.device) -> Teachers:
+        """The same on a device."""
+        self.decoders = [decoder.to(device) for decoder in self.decoders]
+        return self
+
+    @torch.no_grad()
+    def probabilities(self, features: Tensor, tokens: Tensor, captions: Tensor) -> Tensor:
+        """What they think of each word of the given captions: (M, V), in the order of a student's output.
+
+        Args:
+            features: (B, N, D).
+            tokens: (B, K, T).
+            captions: the student's `DecoderOutput.captions` (M,).
+        """
+        mean = torch.zeros(())
+        for decoder in self.decoders:
+            output = decoder(features, tokens)
+            probabilities = output.logits.float().softmax(dim=-1)
+            # Decoders list the words as suits them; a caption's words follow one another in each of their lists.
+            mean = mean.to(probabilities) + probabilities[output.captions.argsort(stable=True)] / len(self.decoders)
+        places = captions.argsort(stable=True)
+        return torch.empty_like(mean).index_copy_(0, places, mean)
