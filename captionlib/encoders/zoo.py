@@ -20,6 +20,8 @@ ENCODER_KINDS: dict[str, Builder] = {
     "timm": timm_backbone.build,
 }
 """Kind → function (name, features, pretrained, size) → (backbone, the preprocessing that its weights expect)."""
+SMALLEST_SIZE = 32
+"""Pixels: most networks halve their input five times."""
 
 
 def build_encoder(config: EncoderConfig, *, pretrained: bool = False) -> Encoder:
@@ -45,8 +47,11 @@ def describe_encoder(kind: str, name: str, features: FeatureKind = "grid", size:
         size: side of the input in pixels, where it is to differ from what the weights were trained with.
 
     Raises:
-        ValueError, ModuleNotFoundError: as `build_encoder`.
+        ValueError: as `build_encoder`, or the size is less than `SMALLEST_SIZE`.
+        ModuleNotFoundError: as `build_encoder`.
     """
+    if size is not None and size < SMALLEST_SIZE:
+        raise ValueError(f"an encoder sees at least {SMALLEST_SIZE} x {SMALLEST_SIZE} pixels, got size {size}")
     build = _builder(kind)
     try:
         with torch.device("meta"):  # shapes alone: no weights are drawn, nothing is computed

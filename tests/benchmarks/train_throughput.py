@@ -4,10 +4,11 @@
     python tests/benchmarks/train_throughput.py --images 300 --repeats 1 --cores 1
 
 The bare loop is what a script would do at best: the same decoder, loss and optimizer, captions padded beforehand, no
-checkpoint, no dev evaluation. Everything runs on stated cores; the job's rate is its own, of the steps of the epochs
-after the first. Its driver writes the report of the epoch before meanwhile, which takes seconds, so that epochs must
-not be much shorter than real ones. Loop and job take turns, so that a machine that is slower for a while is slower
-for both.
+checkpoint, no dev evaluation. The loop has one core. So has the job's worker, and what else the job consists of, its
+driver and Ray, has the other ones; with `--cores 1` it is all on one. The job's rate is its own, of the steps of the
+epochs after the first. Its driver writes the report of the epoch before meanwhile, which takes seconds, so that epochs
+must not be much shorter than real ones. Loop and job take turns, so that a machine that is slower for a while is
+slower for both.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ def main() -> None:
         for repeat in range(arguments.repeats):
             os.sched_setaffinity(0, cores[:1])
             rates["bare loop"].append(bare_loop(features, tokens))
+            os.sched_setaffinity(0, cores)
             rates["job"].append(job(Path(folder), f"one{repeat}", 1))
             if len(cores) > 1:
-                os.sched_setaffinity(0, cores)
                 rates.setdefault("job, 2 workers", []).append(job(Path(folder), f"two{repeat}", 2))
             print(f"run {repeat + 1}: " + ", ".join(f"{name} {found[-1]:.0f}" for name, found in rates.items()))
     medians = {name: statistics.median(found) for name, found in rates.items()}

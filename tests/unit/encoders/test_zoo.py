@@ -33,6 +33,12 @@ def test_another_size() -> None:
     assert config.num_positions == 9
 
 
+@pytest.mark.parametrize("size", [-1, 0, 31])
+def test_a_size_that_is_too_small(size: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 32 x 32 pixels, got size {size}"):
+        describe_encoder("efficientnet_lite", "efficientnet_lite0", size=size)
+
+
 def test_a_built_encoder_is_in_evaluation_mode() -> None:
     encoder = build_encoder(describe_encoder("efficientnet_lite", "efficientnet_lite0", size=32))
     assert not any(module.training for module in encoder.modules())
