@@ -129,10 +129,11 @@ def measure(settings: BenchmarkSettings) -> Measured:
     """Each step by itself, then all of them in a loop, then the job."""
     from captionlib.predictor import Predictor
     from jobs import measure as steps
+    from jobs.resources import num_cpus
 
     _say("listing")
     found = steps.draw((settings.input, *settings.also), settings.sample)
-    predictor = Predictor.from_checkpoint(settings.model, num_threads=steps.num_cpus(), engine=settings.engine)
+    predictor = Predictor.from_checkpoint(settings.model, num_threads=num_cpus(), engine=settings.engine)
     if predictor.engine is None:
         raise ValueError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
     on_gpu = predictor.device.type != "cpu"
@@ -166,6 +167,7 @@ def _time_job(settings: BenchmarkSettings, images: Sequence[Listed]) -> JobTimes
     from jobs.measure import time_job
 
     flags = ["--no-report", "--model", settings.model, "--engine", settings.engine, "--max-error-share", "1"]
+    flags += ["--address", "local"]
     if settings.batch_size is not None:
         flags += ["--batch-size", str(settings.batch_size)]
     for name, value in to_dict(settings.search).items():
@@ -237,8 +239,8 @@ def _print(measured: Measured, limit: Bottleneck, future: Forecast) -> None:
 
 def _facts(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, future: Forecast) -> dict[str, Any]:
     from jobs import record
-    from jobs.measure import num_cpus
     from jobs.prepare import without_password
+    from jobs.resources import num_cpus
 
     inputs = [without_password(text) for text in (settings.input, *settings.also)]
     return {

@@ -25,6 +25,7 @@ from captionlib.transforms import to_pixels
 from jobs.fetch import InputFault, is_local
 from jobs.listing import Listed
 from jobs.reader import ImageReader
+from jobs.resources import num_cpus
 from jobs.sources import Sources
 from jobs.stages import READ_THREADS_REMOTE
 
@@ -211,11 +212,6 @@ def time_job(source: str, output: str, *flags: str) -> JobTimes:
         raise ValueError(f"the caption job failed: {last}")
     run = read_record(Folder.of(output))["runs"][-1]
     return JobTimes(seconds, run["images_per_second"], run["start_up_seconds"], run)
-
-
-def num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fetch(image: Listed) -> bytes | None:

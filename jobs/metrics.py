@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,9 @@ class Metrics:
     """Counters of this process. Prometheus sees them as ray_captionlib_…; without Ray they count nothing."""
 
     def __init__(self) -> None:
-        import ray
-
         self._counters: dict[str, Any] = {}
-        if not ray.is_initialized():
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
             return
         from ray.util.metrics import Counter
 

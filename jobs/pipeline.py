@@ -54,10 +54,8 @@ class Pipeline:
         context.max_errored_blocks = LOST_PARTS_LIMIT
         plan = self.plan
         # A block per part: with fewer, Ray would give many parts to one task.
-        rows = [(*part.ids, part.redo_errors) for part in parts]
-        blocks = [pa.Table.from_arrays([pa.array([v]) for v in row], schema=schemas.PART) for row in rows]
         dataset = (
-            ray.data.from_arrow(blocks)
+            ray.data.from_arrow([as_table(part) for part in parts])
             .map_batches(
                 self.fetch,
                 batch_size=1,
@@ -90,6 +88,12 @@ class Pipeline:
         except ray.exceptions.RayError as error:
             lines = [line for line in str(error).splitlines() if line and not line.startswith((" ", "\t"))]
             raise PipelineError(f"Ray gave up: {lines[-1] if lines else type(error).__name__}") from error
+
+
+def as_table(part: Part) -> pa.Table:
+    """A part as the stages take it: one row of `schemas.PART`."""
+    row = (*part.ids, part.redo_errors)
+    return pa.Table.from_arrays([pa.array([value]) for value in row], schema=schemas.PART)
 
 
 def _remote_args(**wanted: int) -> dict[str, int]:

@@ -69,7 +69,8 @@ def quantize(settings: QuantizeSettings) -> int:
     from captionlib.checkpoints import CONFIG, add_int8_encoder, load_checkpoint, load_weights, resolve_checkpoint
     from captionlib.encoders import build_encoder
     from captionlib.quantization import quantize_encoder, similarity
-    from jobs.measure import draw, load, num_cpus
+    from jobs.measure import draw, load
+    from jobs.resources import num_cpus
 
     directory = resolve_checkpoint(settings.model)
     checkpoint = load_checkpoint(directory)

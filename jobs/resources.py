@@ -7,6 +7,7 @@ actor that waits for a CPU which decoding holds, or the reverse, would wait for 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,11 @@ class Plan:
         threads = f"{self.actor_threads} thread" + ("s" if self.actor_threads > 1 else "")
         device = f"{self.actor_gpus:g} GPU" if self.actor_gpus else threads
         return f"{what} with {device} each"
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plan(nodes: Sequence[Node], num_actors: int | None = None) -> Plan:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from jobs import beside
 from jobs.ledger import Ledger, Stopped
 from jobs.manifest import NO_COLUMNS, Manifest
 from jobs.outputs import PartFiles
@@ -55,10 +56,16 @@ def work_on(
     work, faults = settings.work, settings.faults
     num_todo = total(todo) + sum(redo.values())
     progress = Progress(outcome.manifest.num_images, outcome.manifest.num_images - num_todo, job.verb)
-    with RaySession(work.address, work.num_cpus, work.num_gpus, progress.say) as session:
+    with contextlib.ExitStack() as stack:
+        if beside.suits(num_todo, work):
+            kind: type[Pipeline] = beside.Beside
+            resources = beside.plan_beside(work.num_cpus)
+            progress.say(f"{num_todo:,} images to do, in one process, without Ray: they are few")
+        else:
+            session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, progress.say))
+            kind, resources = Pipeline, plan(session.nodes(), work.num_actors)
+            progress.say(f"{num_todo:,} images to do, with {resources}")
         outcome.phases["ray"] = progress.seconds
-        resources = plan(session.nodes(), work.num_actors)
-        progress.say(f"{num_todo:,} images to do, with {resources}")
         fetch = FetchAndDecode(
             outcome.manifest,
             outcome.files,
@@ -68,7 +75,7 @@ def work_on(
             settings.source.image_column,
         )
         factory = WithColumns(job.factory(resources), outcome.manifest.columns() or NO_COLUMNS)
-        pipeline = Pipeline(fetch, factory, outputs, resources, job.sidecar)
+        pipeline = kind(fetch, factory, outputs, resources, job.sidecar)
         ledger = Ledger(outcome.files, progress, faults.max_error_share, patience=8 + 2 * resources.num_actors)
         size = work.images_per_part or default_part_size(num_todo, resources)
         parts = [Part(ids, redo_errors=True) for ids in redo] + [Part(ids) for ids in cut(todo, size)]

@@ -38,7 +38,7 @@ class RaySession:
     A Ray that runs in this process already is used and left running.
 
     Args:
-        address: as for `ray.init`; None means RAY_ADDRESS, or else this machine.
+        address: as for `ray.init`; None means RAY_ADDRESS, or else this machine, as "local" does anyway.
         num_cpus: CPUs that a Ray on this machine may use, or that a cluster must have; None for those there are.
         num_gpus: GPUs, likewise.
         say: where it is said what is waited for.
@@ -51,7 +51,8 @@ class RaySession:
         num_gpus: int | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.address = address or os.environ.get("RAY_ADDRESS")
+        address = address or os.environ.get("RAY_ADDRESS")
+        self.address = None if address == "local" else address
         self.num_cpus, self.num_gpus, self.say = num_cpus, num_gpus, say
         self._is_mine = False
 

@@ -43,7 +43,7 @@ class WorkSettings:
     num_actors: Annotated[int | None, _hint("INT", "one per GPU; without GPUs, one per 8 CPUs or machine")] = None
     """Copies of the model."""
     address: Annotated[str | None, _hint("ADDRESS", "RAY_ADDRESS, or else this machine")] = None
-    """A running Ray cluster, such as "auto"."""
+    """A running Ray cluster, such as "auto"; "local" is a Ray on this machine, even for few images."""
     num_cpus: Annotated[int | None, _hint("INT", "all that are there")] = None
     """CPUs that Ray on this machine may use; on a cluster, how many to wait for before the work begins."""
     num_gpus: Annotated[int | None, _hint("INT", "all that are there")] = None

@@ -138,20 +138,20 @@ def prepare(settings: TrainSettings) -> Prepared:
     for name, split in ((settings.data.train_split, train), (settings.data.dev_split, dev)):
         _check_shares(settings, len(split.paths), name)
     return Prepared(
-        settings,
-        encoder,
-        fingerprint,
-        vocabulary,
-        train,
-        dev,
-        None if origin is None else origin.part("encoder"),
-        None if start is None else start.part("decoder"),
-        None if origin is None else origin.fingerprint,
-        tuple(
+        settings=settings,
+        encoder=encoder,
+        encoder_fingerprint=fingerprint,
+        vocabulary=vocabulary,
+        train=train,
+        dev=dev,
+        encoder_weights=None if origin is None else origin.part("encoder"),
+        decoder_weights=None if start is None else start.part("decoder"),
+        origin_fingerprint=None if origin is None else origin.fingerprint,
+        teachers=tuple(
             load_teacher(source, vocabulary, encoder, fingerprint, from_pixels=settings.from_images)
             for source in settings.teachers
         ),
-        left_out,
+        left_out=left_out,
     )
 
 

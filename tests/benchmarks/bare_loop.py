@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from captionlib.config import SearchConfig
 from captionlib.predictor import Predictor
 from jobs.listing import list_files
-from jobs.measure import loop_seconds, num_cpus
+from jobs.measure import loop_seconds
+from jobs.resources import num_cpus
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder")

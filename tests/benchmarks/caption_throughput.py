@@ -29,7 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from benchmarks.photo_mill import make_images
 from faults.servers import OWNER, ObjectStore, object_store
 
-from jobs.measure import num_cpus, time_job
+from jobs.measure import time_job
+from jobs.resources import num_cpus
 
 CASES = ("job", "script", "s3", "beam", "batch", "start")
 GREEDY, BEAM = ("--search.method", "greedy"), ("--search.method", "beam", "--search.beam-width", "3")
@@ -155,7 +156,9 @@ class Bench:
         self._note("loop whole", self.num_images / seconds)
 
     def _job(self, name: str, source: str, repeat: int, *flags: str, output: str = "") -> None:
-        done = time_job(source, output or str(self.folder / f"{name}{repeat}"), "--no-report", *flags)
+        done = time_job(
+            source, output or str(self.folder / f"{name}{repeat}"), "--no-report", "--address", "local", *flags
+        )
         if done.images_per_second is not None:
             self._note(f"{name} warm", done.images_per_second)
         self._note(f"{name} whole", self.num_images / done.seconds)

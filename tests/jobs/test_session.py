@@ -156,6 +156,12 @@ def test_gpus_that_are_not_there_are_not_believed_in(monkeypatch):
         pass
 
 
+def test_local_is_a_ray_on_this_machine(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert RaySession("local").address is None
+    assert RaySession().address == "10.0.0.1:6379"
+
+
 def test_an_address_where_nobody_is_is_said_at_once(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     started = time.monotonic()
