@@ -95,7 +95,7 @@ class EfficientNetLiteBackbone(nn.Module):
     """The network, cut at its features.
 
     Args:
-        network: with its classifier, which a checkpoint then holds whatever the features are.
+        network: loses its classifier where nothing asks it, so that a checkpoint need not hold it.
         features: which output.
     """
 
@@ -104,7 +104,7 @@ class EfficientNetLiteBackbone(nn.Module):
         self.network = network
         self.features = features
         if features != "logits":
-            network.classifier.requires_grad_(False)  # it gets no gradients
+            del network.classifier
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → grid (B, 1280, h, w), pooled (B, 1280) or logits (B, 1000)."""

@@ -44,7 +44,7 @@ def test_size(name: str, millions: float, blocks: int) -> None:
 
 
 def test_the_names_of_the_parameters_are_the_checkpoints() -> None:
-    names = list(build_encoder(describe_encoder("efficientnet_lite", "efficientnet_lite0")).state_dict())
+    names = list(build_encoder(describe_encoder("efficientnet_lite", "efficientnet_lite0", "logits")).state_dict())
     assert names[0] == "backbone.network.stem.conv.weight"
     assert "backbone.network.blocks.15.project.norm.running_var" in names
     assert names[-1] == "backbone.network.classifier.bias"
@@ -57,21 +57,22 @@ def test_the_three_outputs_belong_together() -> None:
         for kind in ("grid", "pooled", "logits")
     }
     for encoder in encoders.values():
-        encoder.load_state_dict(encoders["grid"].state_dict())
+        encoder.load_state_dict(encoders["logits"].state_dict(), strict=False)
     images = torch.randn(2, 3, 96, 96)
     with torch.inference_mode():
         grid, pooled, logits = (encoder(images) for encoder in encoders.values())
     assert grid.shape == (2, 9, 1280)
     torch.testing.assert_close(pooled, grid.mean(dim=1, keepdim=True))
-    classifier = encoders["grid"].backbone.network.classifier  # type: ignore[union-attr]
-    torch.testing.assert_close(logits, classifier(pooled))  # type: ignore[operator]
+    classifier = encoders["logits"].backbone.network.classifier  # type: ignore[union-attr]
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, classifier(pooled))  # type: ignore[operator]
     assert logits.shape == (2, 1, 1000)
 
 
-def test_the_classifier_is_trained_only_where_it_is_used() -> None:
+def test_the_classifier_is_there_only_where_it_is_used() -> None:
     for kind, expected in (("grid", False), ("pooled", False), ("logits", True)):
         encoder = build_encoder(describe_encoder("efficientnet_lite", "efficientnet_lite0", kind, size=32))  # type: ignore[arg-type]
-        assert encoder.backbone.network.classifier.weight.requires_grad is expected  # type: ignore[union-attr]
+        assert any("classifier" in name for name in encoder.state_dict()) is expected
 
 
 def test_preprocessing_is_that_of_the_weights() -> None:
