@@ -19,9 +19,10 @@ $(VENV)/.$(EXTRAS): pyproject.toml .constraints.txt
 	touch $@
 
 demo: EXTRAS = cpu
-demo: ## caption the photos that come with the project, with the model that comes with it
+demo: ## caption photos that come with the project, with the model that comes with it
 	$(MAKE) env EXTRAS=cpu
-	$(BIN)/python -m jobs.caption tests/photos .demo --show 8
+	$(BIN)/python -m jobs.caption tests/photos .demo --show 8 \
+		--include astronaut.jpg --include band.jpg --include pagoda.jpg --include photographer.jpg --include shepherd_dog.jpg
 
 check: env ## lint, format and types
 	$(BIN)/ruff check .
