@@ -34,7 +34,7 @@ def test_captions_are_those_of_the_predictor(tmp_path, tiny_checkpoint, capfd):
     assert main([*arguments, "--num-actors", "2"]) == 0
 
     printed = capfd.readouterr().out
-    assert "9 captioned + 1 failed = 10 planned" in printed
+    assert "10 captioned + 1 failed = 11 planned" in printed
     assert "pandas.read_parquet" in printed
     rows = pandas.read_parquet(output / "captions").set_index("path")
     predictor = Predictor.from_checkpoint(tiny_checkpoint)
@@ -53,7 +53,7 @@ def test_captions_are_those_of_the_predictor(tmp_path, tiny_checkpoint, capfd):
 
     before = file.stat().st_mtime_ns
     assert main(arguments) == 0
-    assert "Nothing to do: all 10 images have a row." in capfd.readouterr().out
+    assert "Nothing to do: all 11 images have a row." in capfd.readouterr().out
     assert file.stat().st_mtime_ns == before
     assert main([*arguments, "--search.max-tokens", "5"]) == 2
     assert re.search(r"search.max_tokens is 8 there and 5 now.*--overwrite", capfd.readouterr().err)
