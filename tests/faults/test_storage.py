@@ -94,7 +94,7 @@ def test_secrets_are_written_nowhere(store: ObjectStore, few: str, model: Path, 
     """Not in what is printed, not in the output, and not in Ray's own logs."""
     output = Output(store.client(), "captions", "secrets")
     mine = Place.make(tmp_path / "place")
-    code, log = run_job(mine, OWNER.env(store.url), few, output.url, model, name="secrets")
+    code, log = run_job(mine, OWNER.env(store.url), few, output.url, model, "--address", "local", name="secrets")
     assert code == 0, log
     written = {f"s3: {key}": output.read(key) for key in output.objects()}
     assert {"s3: run.json", "s3: report.html"} <= set(written)
