@@ -2,7 +2,8 @@
 
     python tests/benchmarks/documentation_script.py FOLDER OUTPUT
 
-https://docs.ray.io/en/latest/data/batch_inference.html, with this project's model and greedy search in the actor.
+https://docs.ray.io/en/latest/data/batch_inference.html, with this project's model and greedy search in the actor,
+and the images in the size that this model takes.
 """
 
 from __future__ import annotations
@@ -37,5 +38,8 @@ class Captioner:
 
 if __name__ == "__main__":
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
-    images = ray.data.read_images(sys.argv[1], size=(224, 224), mode="RGB", include_paths=True)
+    from captionlib.checkpoints import read_config, resolve_checkpoint
+
+    side = read_config(resolve_checkpoint()).model.encoder.preprocessing.size
+    images = ray.data.read_images(sys.argv[1], size=(side, side), mode="RGB", include_paths=True)
     images.map_batches(Captioner, compute=ray.data.ActorPoolStrategy(size=1), batch_size=32).write_parquet(sys.argv[2])
