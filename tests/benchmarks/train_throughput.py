@@ -8,19 +8,22 @@ checkpoint, no dev evaluation. The loop has one core. So has the job's worker, a
 driver and Ray, has the other ones; with `--cores 1` it is all on one. The job's rate is its own, of the steps of the
 epochs after the first. Its driver writes the report of the epoch before meanwhile, which takes seconds, so that epochs
 must not be much shorter than real ones. Loop and job take turns, so that a machine that is slower for a while is
-slower for both.
+slower for both. Two loops at once, each on a core of its own and on half of each step's images, say what two workers
+could do at best: half a step takes more than half the time, since the optimizer has as many weights as ever.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +48,17 @@ def main() -> None:
             os.sched_setaffinity(0, cores)
             rates["job"].append(job(Path(folder), f"one{repeat}", 1))
             if len(cores) > 1:
+                rates.setdefault("2 bare loops on halves", []).append(loops_at_once(features, tokens, cores))
                 rates.setdefault("job, 2 workers", []).append(job(Path(folder), f"two{repeat}", 2))
             print(f"run {repeat + 1}: " + ", ".join(f"{name} {found[-1]:.0f}" for name, found in rates.items()))
     medians = {name: statistics.median(found) for name, found in rates.items()}
     print(f"\n{arguments.images} images, {IMAGES_PER_STEP} per step, cores {cores}, medians of {arguments.repeats}:")
     for name, rate in medians.items():
-        print(f"  {name:<16}{rate:7.0f} captions/s")
+        print(f"  {name:<24}{rate:7.0f} captions/s")
     print(f"  job / bare loop         {medians['job'] / medians['bare loop']:.2f}")
     if "job, 2 workers" in medians:
         print(f"  efficiency of 2 workers {medians['job, 2 workers'] / 2 / medians['job']:.2f}")
+        print(f"  of the 2 bare loops     {medians['2 bare loops on halves'] / 2 / medians['bare loop']:.2f}")
 
 
 def write_inputs(folder: Path, num_images: int) -> tuple[np.ndarray, list[list[list[int]]]]:
@@ -80,7 +85,7 @@ def word(number: int) -> str:
     return "w" + "".join("abcdefghij"[int(digit)] for digit in str(number))
 
 
-def bare_loop(features: np.ndarray, captions: list[list[list[int]]]) -> float:
+def bare_loop(features: np.ndarray, captions: list[list[list[int]]], images_per_step: int = IMAGES_PER_STEP) -> float:
     """Captions per second of the epochs after the first."""
     import torch
     import torch.nn.functional as F
@@ -98,7 +103,7 @@ def bare_loop(features: np.ndarray, captions: list[list[list[int]]]) -> float:
     for epoch in range(EPOCHS):
         if epoch == 1:
             started = time.monotonic()
-        for images in torch.randperm(len(data)).split(IMAGES_PER_STEP):
+        for images in torch.randperm(len(data)).split(images_per_step):
             output = decoder(data[images].float(), tokens[images])
             loss = F.cross_entropy(output.logits, output.targets, label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
@@ -106,6 +111,17 @@ def bare_loop(features: np.ndarray, captions: list[list[list[int]]]) -> float:
             torch.nn.utils.clip_grad_norm_(decoder.parameters(), 5.0)
             optimizer.step()
     return (EPOCHS - 1) * len(data) * CAPTIONS_PER_IMAGE / (time.monotonic() - started)
+
+
+def loops_at_once(features: np.ndarray, captions: list[list[list[int]]], cores: list[int]) -> float:
+    """Captions per second of loops on two cores, each on half of a step's images, both together."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        return sum(pool.map(_loop_on, cores[:2], [features] * 2, [captions] * 2))
+
+
+def _loop_on(core: int, features: np.ndarray, captions: list[list[list[int]]]) -> float:
+    os.sched_setaffinity(0, [core])
+    return bare_loop(features, captions, IMAGES_PER_STEP // 2)
 
 
 def job(folder: Path, run: str, num_workers: int) -> float:
