@@ -24,6 +24,10 @@ __all__ = ["Hypothesis", "Memory", "State", "Step", "search"]
 
 Step = Callable[[Tensor, State, Memory], tuple[Tensor, State]]
 
+WORDS_BETWEEN_WAITS = {"cuda": 4}
+"""How often the search asks a device which images are done: the host waits for the answer, and until it has it can
+give the device nothing more to do. An image that is done meanwhile runs along, and its captions stay as they are."""
+
 
 def search(
     step: Step,
@@ -67,10 +71,12 @@ def search(
         method = Sampling(config, range(num_images) if image_ids is None else image_ids, rows.device)
     else:
         method = Beam(config)
+    wait = WORDS_BETWEEN_WAITS.get(rows.device.type, 1)
     for position in range(config.max_tokens + 1):
         log_probs, rows.state = step(rows.tokens[:, -1], rows.state, rows.memory)  # (R, V)
         log_probs = constraints(log_probs.float(), rows.tokens, position)
         rows.advance(*method.choose(log_probs.unflatten(0, (-1, rows.width)), rows, position))
-        if not rows.release(method.done(rows), config):
+        is_last = position == config.max_tokens
+        if (position % wait == wait - 1 or is_last) and not rows.release(method.done(rows), config):
             break
     return rows.captions()

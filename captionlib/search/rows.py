@@ -87,7 +87,7 @@ class Rows:
 
     def release(self, done: Tensor, config: SearchConfig) -> bool:
         """Write down the captions of images that are done (B,) bool, and let go of them; whether any is left."""
-        # The one time per word that the host waits for the device.
+        # The one place in a search where the host waits for the device.
         newly = [b for b, is_done in enumerate(done.tolist()) if is_done and self._places[b] not in self._found]
         if not newly:
             return True

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+import captionlib.search
 from captionlib.config import SearchConfig
 from captionlib.search import Hypothesis, search
 from captionlib.vocabulary import BOS, EOS
@@ -179,6 +180,30 @@ def test_images_that_are_done_leave_the_batch() -> None:
     chain.search(SearchConfig(beam_width=2, max_tokens=9))
     # The first word needs one row per image. After the second (<eos>) three of four images have gone.
     assert chain.rows == [4, 8, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [*SETTINGS, SearchConfig(method="sample", num_captions=3, max_tokens=6)],
+    ids=lambda config: f"{config.method}{config.beam_width}",
+)
+@pytest.mark.parametrize("wait", [2, 4, 100])
+def test_a_device_that_is_asked_less_often_finds_the_same(
+    config: SearchConfig, wait: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chains = [Chain.random(images=6, num_words=8, seed=seed) for seed in range(3)]
+    expected = [chain.search(config) for chain in chains]
+    monkeypatch.setitem(captionlib.search.WORDS_BETWEEN_WAITS, "cpu", wait)
+    assert [chain.search(config) for chain in chains] == expected
+
+
+def test_a_device_that_is_asked_less_often_is_kept_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(captionlib.search.WORDS_BETWEEN_WAITS, "cpu", 3)
+    chain = Chain.first_order(*[counting(length) for length in (1, 1, 1, 4)], num_words=12)
+    found = chain.search(SearchConfig(beam_width=2, max_tokens=9))
+    assert [len(best.tokens) for [best] in found] == [1, 1, 1, 4]
+    # It is asked after the third word and after the sixth.
+    assert chain.rows == [4, 8, 8, 2, 2, 2]
 
 
 def test_an_image_is_done_when_nothing_can_pass_the_captions_that_are_wanted() -> None:
