@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from captionlib.cache import CacheError, cache_folder, digest, publish
 from captionlib.config import EngineKind, Preprocessing, to_dict
+from captionlib.cuda_graphs import Graphs
 from captionlib.encoders import Encoder
 from captionlib.transforms import normalize
 
@@ -51,19 +52,20 @@ class EncoderEngine(Protocol):
 
 
 class TorchEngine:
-    """The encoder as PyTorch runs it: float32 on a CPU, bfloat16 on CUDA. The encoder is moved, not copied."""
+    """The encoder as PyTorch runs it: float32 on a CPU; bfloat16 and CUDA graphs on CUDA. The encoder is moved, not
+    copied."""
 
     def __init__(self, encoder: nn.Module, preprocessing: Preprocessing, device: torch.device) -> None:
         self.name = f"torch {torch.__version__} on {device.type}"
         self.preprocessing, self.device = preprocessing, device
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.encoder = encoder.to(device, self.dtype).to(memory_format=torch.channels_last).eval()
+        self._encode = Graphs(self.encoder) if device.type == "cuda" else self.encoder
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Tensor:
         batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
-        features: Tensor = self.encoder(normalize(batch, self.preprocessing).to(self.dtype))
-        return features.float()
+        return self._encode(normalize(batch, self.preprocessing).to(self.dtype)).float()
 
 
 class OpenVinoEngine:

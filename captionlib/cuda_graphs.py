@@ -1,0 +1,93 @@
+"""CUDA graphs: a network's kernels, recorded once for a batch size and then started all at once.
+
+An encoder is hundreds of small kernels, which a GPU does faster than Python can start them.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+MAX_GRAPHS = 4
+"""Batch sizes that are recorded: a job has one, and an odd one at the end of each part."""
+SEEN_BEFORE = 2
+"""How often a batch size must have come before it is worth a recording."""
+_TOLERANCE = 0.02
+"""Largest difference between a recording and what it recorded, as a share of the largest number: bfloat16 has 8 bits,
+and a library may choose another algorithm."""
+
+Network = Callable[[Tensor], Tensor]
+Record = Callable[[Network, Tensor], Network]
+
+
+class Graphs:
+    """A network of which the batch sizes that come again and again are replayed. Calls wait for each other.
+
+    What cannot be recorded, or computes something else when it is replayed, is run as it is, with a warning.
+
+    Args:
+        network: batch (B, ...) → output; its weights stay where they are.
+        record: makes a function that replays the network on batches of the same shape.
+    """
+
+    def __init__(self, network: Network, record: Record | None = None) -> None:
+        self.network, self.record = network, record or record_graph
+        self._replays: dict[torch.Size, Network] = {}
+        self._seen: Counter[torch.Size] = Counter()
+        self._lock = threading.Lock()
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """The network's output; it is the caller's, and not written to again."""
+        with self._lock:
+            shape = batch.shape
+            if shape in self._replays:
+                return self._replays[shape](batch)
+            output = self.network(batch)
+            self._seen[shape] += 1
+            if self._seen[shape] == SEEN_BEFORE and len(self._replays) < MAX_GRAPHS:
+                self._try_to_record(batch, output)
+            return output
+
+    def _try_to_record(self, batch: Tensor, output: Tensor) -> None:
+        try:
+            replay = self.record(self.network, batch)
+            difference = (replay(batch) - output).abs().max()
+            is_equal = bool(difference <= _TOLERANCE * output.abs().max())
+        except RuntimeError as error:
+            warnings.warn(f"the encoder cannot be recorded as a CUDA graph, and runs as it is: {error}", stacklevel=3)
+            return
+        if is_equal:
+            self._replays[batch.shape] = replay
+        else:
+            warnings.warn("the encoder's CUDA graph does not compute what it does; it runs as it is", stacklevel=3)
+
+
+def record_graph(network: Network, example: Tensor) -> Network:
+    """Record a network on CUDA for batches of the example's shape and type.
+
+    Raises:
+        RuntimeError: it does something that a graph cannot hold, such as asking the device for a number.
+    """
+    given = example.clone()
+    stream = torch.cuda.Stream(example.device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # libraries choose their algorithms and take their memory before the recording
+            network(given)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the device meanwhile, such as one that decodes.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        output = network(given)
+
+    def replay(batch: Tensor) -> Tensor:
+        given.copy_(batch)
+        graph.replay()
+        return output.clone()
+
+    return replay
