@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,10 @@ class Round:
 
     left: list[Part] = field(default_factory=list)
     """Parts for another round."""
+    suspects: list[Part] = field(default_factory=list)
+    """Single images whose workers died, which may have been another one's fault. Each wants a round to itself."""
     deadly: list[Part] = field(default_factory=list)
-    """Single images that no worker survived."""
+    """Single images that no worker survived, with nothing beside them."""
     made_progress: bool = False
     """Whether any part was committed."""
 
@@ -52,7 +54,7 @@ class Ledger:
         """By step, summed over parts (and threads, where a step has several)."""
         self._nodes: set[str] = set()
 
-    def follow(self, parts: Iterable[Part], receipts: Iterator[Mapping[str, Any]]) -> Round:
+    def follow(self, parts: Collection[Part], receipts: Iterator[Mapping[str, Any]]) -> Round:
         """Take the receipts of one round as they come.
 
         Raises:
@@ -80,8 +82,9 @@ class Ledger:
         else:
             if waiting:  # the round is over and these have no receipt
                 self.last_reason = "the processes that worked on them died"
+            accused = result.deadly if len(parts) == 1 else result.suspects
             for part in waiting.values():
-                (result.deadly if part.ids.size == 1 else put_off).append(part)
+                (accused if part.ids.size == 1 else put_off).append(part)
             waiting = {}
         for part in put_off:
             # Rows are done again in the file that they are in, so such a part keeps its size.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -82,15 +83,18 @@ def work_on(
         pause, tries_left = faults.transport_pause, faults.transport_retries
         try:
             with progress:
-                while parts:
+                rounds = deque([parts])
+                while rounds:
+                    parts = rounds.popleft()
                     with contextlib.closing(pipeline.receipts(parts)) as receipts:
                         ended = ledger.follow(parts, receipts)
                     for part in ended.deadly:
                         _write_deadly(part.ids, outcome.manifest, factory, outputs)
                         progress.add(0, 1)
-                    parts = ended.left
-                    if not parts:
-                        break
+                    rounds += [ended.left] if ended.left else []
+                    rounds += [[part] for part in ended.suspects]
+                    if not ended.left:
+                        continue
                     if ended.made_progress:
                         pause, tries_left = faults.transport_pause, faults.transport_retries
                     elif not tries_left:

@@ -59,8 +59,17 @@ def test_parts_without_a_receipt_come_again_until_a_single_image_is_left(tmp_pat
     book = ledger(tmp_path)
     ended = book.follow(parts((0, 3), (4, 4), (5, 9)), iter([receipt(5, 9)]))
     assert ended.left == parts((0, 0), (1, 1), (2, 2), (3, 3))
-    assert ended.deadly == parts((4, 4))
     assert book.last_reason == "the processes that worked on them died"
+
+
+def test_an_image_is_deadly_only_if_its_worker_dies_with_nothing_beside_it(tmp_path):
+    book = ledger(tmp_path)
+    ended = book.follow(parts((3, 3), (4, 4), (5, 5)), iter([receipt(5, 5)]))
+    assert (ended.left, ended.suspects, ended.deadly) == ([], parts((3, 3), (4, 4)), [])
+    innocent = book.follow(parts((3, 3)), iter([receipt(3, 3)]))
+    assert (innocent.left, innocent.suspects, innocent.deadly) == ([], [], [])
+    guilty = book.follow(parts((4, 4)), iter([]))
+    assert (guilty.left, guilty.suspects, guilty.deadly) == ([], [], parts((4, 4)))
 
 
 def test_a_round_is_given_up_when_parts_are_put_off_one_after_the_other(tmp_path):
@@ -69,7 +78,7 @@ def test_a_round_is_given_up_when_parts_are_put_off_one_after_the_other(tmp_path
     ended = ledger(tmp_path, patience=3).follow(parts((10, 19), *((i, i) for i in range(10))), taken)
     assert next(taken)["first"] == 3  # it did not wait for the others
     assert sorted(ended.left) == parts(*((i, i) for i in range(10)))
-    assert ended.deadly == []
+    assert ended.suspects == ended.deadly == []
 
 
 def test_refused_credentials_stop_at_once(tmp_path):
