@@ -144,7 +144,7 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
         if isinstance(image, TiffImageFile):
             # Pillow turns a TIFF while it loads it, and then reports no orientation.
             width, height = image.size
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         rgb = to_rgb(image)
         if orientation in _TURNS:
             rgb = rgb.transpose(_TURNS[orientation])
@@ -207,8 +207,8 @@ def _has_several_scans(image: JpegImageFile, data: bytes) -> bool:
     return "progressive" in image.info or not first_has_all_channels
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 (upright) to 8."""
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright, also where none is stated) to 8."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:

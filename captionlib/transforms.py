@@ -35,7 +35,7 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     width, height = image.size
     if preprocessing.square == "center_crop":
         side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
+        left, top = (width - side) // 2, (height - side) // 2
         return _scale(image, (left, top, left + side, top + side), preprocessing)
     return _scale(image, (0, 0, width, height), preprocessing)
 

@@ -39,7 +39,7 @@ def suits(num_images: int, work: WorkSettings) -> bool:
 
     A machine with GPUs goes to Ray, so that all images, few or many, see the same device.
     """
-    for_ray = (work.address, os.environ.get("RAY_ADDRESS"), work.num_actors, work.num_gpus)
+    for_ray = (work.address, os.environ.get("RAY_ADDRESS"), work.num_actors, work.num_gpus, work.gpu_jpegs)
     return num_images <= FEW and not any(for_ray) and not _ray_is_here() and not glob.glob("/dev/nvidia[0-9]*")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from captionlib.jpegs import JpegDecoder
 from jobs import schemas
 from jobs.outputs import PartFiles
 from jobs.resources import Plan
@@ -37,6 +38,8 @@ class Pipeline:
     outputs: Mapping[str, PartFiles]
     plan: Plan
     sidecar: Sidecar | None = None
+    jpegs: JpegDecoder | None = None
+    """Of the actors, where `fetch` leaves JPEGs to them."""
 
     def receipts(self, parts: Sequence[Part]) -> Generator[dict[str, Any]]:
         """Do the parts, and yield a receipt (`schemas.RECEIPT`) for each as it comes in, in any order.
@@ -65,7 +68,7 @@ class Pipeline:
             )
             .map_batches(
                 PartWorker,
-                fn_constructor_args=(self.factory, self.outputs, self.sidecar),
+                fn_constructor_args=(self.factory, self.outputs, self.sidecar, self.jpegs),
                 batch_size=1,
                 batch_format="pyarrow",
                 # Two calls at once: one part is written while the model works on the next.

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captionlib.images import ImageDecodeError, decode_image
+from captionlib.jpegs import plain_jpeg
 from captionlib.transforms import to_pixels
 from jobs import schemas
 from jobs.fetch import Denied, InputFault, TransportFault, is_local
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from captionlib.config import Preprocessing
 
 logger = logging.getLogger(__name__)
+
+_JPEGS = schemas.DECODED.field("jpegs").type
 
 READ_THREADS_REMOTE = 16
 """A GET waits for most of its time; a dozen or two at once keep one decoding task busy."""
@@ -60,6 +63,8 @@ class FetchAndDecode:
     """Folders that every machine must see: without this, images elsewhere would count as not found."""
     image_column: str | None = None
     """Of Parquet files with images."""
+    leave_jpegs: bool = False
+    """Pass plain JPEGs on as they are, for the actors' GPUs to decode."""
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """One row of `schemas.PART` → one of `schemas.DECODED`.
@@ -107,6 +112,8 @@ class FetchAndDecode:
             "images": pa.ListArray.from_arrays(pa.array([0, len(images)], pa.int32()), facts_of_each),
             "pixels": _one_binary(pixels),
         }
+        if self.leave_jpegs:
+            nested["jpegs"] = pa.array([[image.jpeg for image in images if image.error is None]], _JPEGS)
         return pa.table(
             {
                 field.name: nested.get(field.name, pa.array([row.get(field.name)], field.type))
@@ -157,6 +164,8 @@ class FetchAndDecode:
         except InputFault as fault:
             return _Decoded(error=str(fault), read_seconds=time.monotonic() - started)
         read_seconds = time.monotonic() - started
+        if self.leave_jpegs and (plain := plain_jpeg(data)):
+            return _Decoded(None, plain.width, plain.height, None, read_seconds, 0.0, data)
         with decoding:
             started = time.monotonic()
             try:
@@ -176,6 +185,8 @@ class _Decoded:
     error: str | None = None
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
+    jpeg: bytes | None = None
+    """The file instead of its pixels."""
 
 
 def _put_off(part: Mapping[str, Any], status: str, reason: str) -> pa.Table:
