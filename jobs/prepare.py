@@ -94,16 +94,14 @@ def open_output(
     if stored.get("job", kind) != kind:
         raise ValueError(f"{output.url} is the output of another job, {stored['job']}: choose another folder")
     if overwrite:
-        for files in reversed(list(outputs.values())):
-            files.delete()
-        delete_manifest(output / "manifest")
-        output.delete(record.NAME)
-        for name in ("report.html", *(f"{kind}.{format_}" for kind in outputs for format_ in FORMATS)):
-            output.delete(name)
+        _empty(output, outputs)
         return {}
     there = stored.get("identity")
     if there is not None:
         different = record.differences(there, identity)
+        if different and not list(outputs.values())[-1].finished():
+            _empty(output, outputs)  # there is no row yet that others could not be added to
+            return {}
         if different:
             raise ValueError(
                 f"{output.url} was made with other settings: {'; '.join(different)}. Choose another output, use the "
@@ -124,6 +122,15 @@ def open_output(
             "manifest's files back, or give --overwrite to start anew"
         )
     return stored
+
+
+def _empty(output: Folder, outputs: Mapping[str, PartFiles]) -> None:
+    for files in reversed(list(outputs.values())):
+        files.delete()
+    delete_manifest(output / "manifest")
+    output.delete(record.NAME)
+    for name in ("report.html", *(f"{kind}.{format_}" for kind in outputs for format_ in FORMATS)):
+        output.delete(name)
 
 
 def list_inputs(

@@ -133,9 +133,10 @@ def test_jpegs_on_gpus_need_gpus_and_an_output_of_their_own(tmp_path, make_image
     source, output = make_images(3), tmp_path / "out"
     with pytest.raises(ValueError, match="--gpu-jpegs decodes on the actors' GPUs, and Ray finds none here"):
         run_stub(source, output, work={"gpu_jpegs": True})
-    run_stub(source, tmp_path / "other")
+    run_stub(source, output)  # has no row yet, so it may have other settings
+    assert_every_image_once(output, 3)
     with pytest.raises(ValueError, match="was made with other settings.*jpegs is"):
-        run_stub(source, tmp_path / "other", work={"gpu_jpegs": True})
+        run_stub(source, output, work={"gpu_jpegs": True})
 
 
 def test_failed_images_are_tried_again_on_request(tmp_path, make_images):
