@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MAX_GRAPHS = 4
-"""Batch sizes that are recorded: a job has one, and an odd one at the end of each part."""
+MAX_GRAPHS = 2
+"""Batch sizes that are recorded, each with memory of its own: a job has one, and an odd one at the end of each part."""
 SEEN_BEFORE = 2
 """How often a batch size must have come before it is worth a recording."""
 _TOLERANCE = 0.02
