@@ -175,8 +175,7 @@ def _parquet_folder(folder: Folder) -> Iterator[CaptionRow]:
     if not names:
         raise ValueError(f"{folder.url}: no Parquet files; expected the caption job's output")
     for name in names:
-        with folder.open(name) as file:
-            yield from _caption_columns(pq.read_table(file), f"{folder.url}/{name}")
+        yield from _caption_columns(folder.read_with(name, pq.read_table), f"{folder.url}/{name}")
 
 
 def _caption_columns(table: pa.Table, where: str) -> Iterator[CaptionRow]:

@@ -6,7 +6,6 @@ object per image; known paths are 8 bytes each.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import schemas
-from jobs.fetch import with_retries
 from jobs.listing import Listed
 from jobs.ranges import IdRange
 from jobs.storage import Folder
@@ -66,8 +64,7 @@ class Manifest:
         """What is carried along with each image; None while the manifest has no file."""
         if not self.files:
             return None
-        with self.folder.open(_name(self.files[0])) as file:
-            schema = pq.read_schema(file)
+        schema = self.folder.read_with(_name(self.files[0]), pq.read_schema)
         return pa.schema(schema.field("columns").type.fields if "columns" in schema.names else [])
 
     def whole_shards(self) -> set[str]:
@@ -77,8 +74,7 @@ class Manifest:
         """
         whole: set[str] = set()
         for here in self.files:
-            with self.folder.open(_name(here)) as file:
-                rows = pq.ParquetFile(file).read(columns=["shard", "offset", "row"])
+            rows = self._columns(here, ["shard", "offset", "row"])
             shards, last = rows.column("shard"), rows.column("shard")[-1].as_py()
             whole.update(pc.unique(shards).to_pylist())
             whole.discard(last)
@@ -94,7 +90,7 @@ class Manifest:
             if here.last < ids.first or here.first > ids.last:
                 continue
             wanted = IdRange(max(ids.first, here.first), min(ids.last, here.last))
-            tables.append(with_retries(functools.partial(self._read_file, here, wanted)))
+            tables.append(self._read_file(here, wanted))
         table = pa.concat_tables(tables)
         assert table.num_rows == ids.size, f"manifest has {table.num_rows} rows for {ids}"
         return table
@@ -103,9 +99,13 @@ class Manifest:
         """The rows of some ids, all of them in one file."""
         first, last = ids.first - here.first, ids.last - here.first
         first_group, last_group = first // ROWS_PER_GROUP, last // ROWS_PER_GROUP
-        with self.folder.open(_name(here)) as file:
-            groups = pq.ParquetFile(file).read_row_groups(range(first_group, last_group + 1))
+        groups = self.folder.read_with(
+            _name(here), lambda file: pq.ParquetFile(file).read_row_groups(range(first_group, last_group + 1))
+        )
         return groups.slice(first - first_group * ROWS_PER_GROUP, ids.size)
+
+    def _columns(self, here: IdRange, names: list[str]) -> pa.Table:
+        return self.folder.read_with(_name(here), lambda file: pq.ParquetFile(file).read(columns=names))
 
     def append(
         self,
@@ -126,8 +126,7 @@ class Manifest:
         """
         known = _KnownPaths()
         for here in self.files:
-            with self.folder.open(_name(here)) as file:
-                known.add_new(pq.ParquetFile(file).read(columns=["path"]).column("path").to_pylist())
+            known.add_new(self._columns(here, ["path"]).column("path").to_pylist())
         files, next_id, seen = list(self.files), self.num_images, 0
         waiting: list[Listed] = []
         schema = schemas.MANIFEST.append(pa.field("columns", pa.struct(columns))) if len(columns) else schemas.MANIFEST

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -76,8 +76,7 @@ class PartFiles:
 
     def read(self, ids: IdRange, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of the file of exactly this range."""
-        with self.folder.open(self._name(ids)) as file:
-            return pq.ParquetFile(file).read(columns=columns)
+        return self.folder.read_with(self._name(ids), lambda file: pq.ParquetFile(file).read(columns=columns))
 
     def exists(self, ids: IdRange) -> bool:
         """Whether there is a file of exactly this range."""
@@ -85,8 +84,7 @@ class PartFiles:
 
     def metadata(self, ids: IdRange) -> dict[str, str]:
         """The project's own metadata of a file, see `schemas.with_metadata`."""
-        with self.folder.open(self._name(ids)) as file:
-            stored = pq.ParquetFile(file).schema_arrow.metadata or {}
+        stored = self.folder.read_with(self._name(ids), pq.read_schema).metadata or {}
         prefix = b"captionlib."
         return {k[len(prefix) :].decode(): v.decode() for k, v in stored.items() if k.startswith(prefix)}
 
@@ -156,16 +154,7 @@ class PartFiles:
         return [IdRange(int(match[1]), int(match[2])) for match in matches if match is not None]
 
     def _count_file(self, ids: IdRange) -> Counts:
-        with self.folder.open(self._name(ids)) as file:
-            parquet = pq.ParquetFile(file)
-            footer = parquet.metadata
-            column = footer.schema.names.index("error")
-            statistics = [footer.row_group(i).column(column).statistics for i in range(footer.num_row_groups)]
-            if all(s is not None and s.has_null_count for s in statistics):
-                without_error = sum(s.null_count for s in statistics)
-            else:
-                without_error = parquet.read(columns=["error"]).column("error").null_count
-        return Counts(without_error, footer.num_rows - without_error)
+        return self.folder.read_with(self._name(ids), _count_rows)
 
     def _merge_files(self, group: Sequence[IdRange]) -> None:
         merged = pa.concat_tables([self.read(ids) for ids in group])
@@ -176,6 +165,19 @@ class PartFiles:
     def _parallel(self, action: Callable[[T], R], items: Sequence[T]) -> list[R]:
         with ThreadPoolExecutor(4 if self.folder.is_local else 32) as pool:
             return list(pool.map(action, items))
+
+
+def _count_rows(file: IO[bytes]) -> Counts:
+    """Rows without and with an error, by the file's footer if it says so."""
+    parquet = pq.ParquetFile(file)
+    footer = parquet.metadata
+    column = footer.schema.names.index("error")
+    statistics = [footer.row_group(i).column(column).statistics for i in range(footer.num_row_groups)]
+    if all(s is not None and s.has_null_count for s in statistics):
+        without_error = sum(s.null_count for s in statistics)
+    else:
+        without_error = parquet.read(columns=["error"]).column("error").null_count
+    return Counts(without_error, footer.num_rows - without_error)
 
 
 def adjacent_groups(ranges: Iterable[IdRange], target_rows: int) -> list[list[IdRange]]:

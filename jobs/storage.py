@@ -9,11 +9,13 @@ import contextlib
 import os
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from jobs.fetch import Denied, filesystem, is_local, open_once, read_once, with_retries
+
+T = TypeVar("T")
 
 # Protocols in which an object appears complete or not at all, so that no rename is needed (nor cheap).
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "memory"}
@@ -100,11 +102,28 @@ class Folder:
         found: bool = with_retries(lambda: filesystem(self.url).exists(f"{self.url}/{name}"))
         return found
 
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
-        """A file for random access: Parquet's footer and single columns are read without the rest."""
-        with open_once(f"{self.url}/{name}") as file:
-            yield file
+    def read_with(self, name: str, read: Callable[[IO[bytes]], T]) -> T:
+        """What `read` makes of a file by random access: Parquet's footer and single columns are read without the rest.
+
+        Args:
+            read: is called again where the storage fails under it.
+
+        Raises:
+            ValueError: `read` found the file to be damaged.
+            FileNotFoundError: no such file.
+        """
+
+        def attempt() -> T | _Damaged:
+            with open_once(f"{self.url}/{name}") as file:
+                try:
+                    return read(file)
+                except ValueError as error:  # Arrow's word for bytes that make no sense
+                    return _Damaged(error)
+
+        found = with_retries(attempt)
+        if isinstance(found, _Damaged):
+            raise found.error
+        return found
 
     def check_writable(self) -> None:
         """Make the folder, and write and delete a file in it.
@@ -131,6 +150,11 @@ class Folder:
         fs.makedirs(self.url, exist_ok=True)
         fs.pipe_file(hidden, bytes(data))
         fs.mv(hidden, target)
+
+
+@dataclass(frozen=True)
+class _Damaged:
+    error: ValueError
 
 
 @contextlib.contextmanager

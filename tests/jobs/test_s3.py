@@ -7,8 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+import pyarrow as pa
 import pytest
 
 from jobs import fetch, s3
@@ -70,12 +71,36 @@ def test_arrow_reads_it(store: Store, protocol: str) -> None:
 def test_arrow_reads_the_jobs_own_files(store: Store) -> None:
     folder = Folder.of("s3://bucket")
     assert folder.read("a.jpg") == PICTURE
-    with folder.open("a.jpg") as file:
-        file.seek(3)
-        assert file.read(5) == PICTURE[3:8]
+    assert folder.read_with("a.jpg", lambda file: (file.seek(3), file.read(5))) == (3, PICTURE[3:8])
     assert set(store.requests) == {"Arrow"}
     with pytest.raises(FileNotFoundError):
         folder.read("b.jpg")
+
+
+def test_a_file_whose_reading_breaks_off_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "FIRST_WAIT_SECONDS", 0.001)
+    tries = []
+
+    def read(file: IO[bytes]) -> bytes:
+        tries.append(file)
+        if len(tries) < 3:
+            raise OSError("AWS Error SERVICE_UNAVAILABLE during GetObject operation")
+        return file.read(5)
+
+    assert Folder.of("s3://bucket").read_with("a.jpg", read) == PICTURE[:5]
+    assert len(tries) == 3
+
+
+def test_a_file_that_makes_no_sense_is_not_read_again(store: Store) -> None:
+    tries = []
+
+    def read(file: IO[bytes]) -> None:
+        tries.append(file)
+        raise pa.ArrowInvalid("Parquet magic bytes not found in footer")
+
+    with pytest.raises(pa.ArrowInvalid, match="magic bytes"):
+        Folder.of("s3://bucket").read_with("a.jpg", read)
+    assert len(tries) == 1
 
 
 def test_what_is_not_there_is_the_images_fault(store: Store) -> None:
