@@ -10,20 +10,27 @@ STEPS = ("read", "decode", "model", "write")
 
 
 class Metrics:
-    """Counters of this process. Prometheus sees them as ray_captionlib_…; without Ray they count nothing."""
+    """Counters of this process. Prometheus sees them as ray_captionlib_…; without Ray they count nothing.
 
-    def __init__(self) -> None:
+    Args:
+        output: folder or URL of the job's output, the tag that tells jobs on one cluster apart.
+    """
+
+    def __init__(self, output: str) -> None:
         self._counters: dict[str, Any] = {}
         ray = sys.modules.get("ray")
         if ray is None or not ray.is_initialized():
             return
         from ray.util.metrics import Counter
 
-        self._counters = {
-            "done": Counter("captionlib_images_done", "Images that have a caption, or features."),
-            "failed": Counter("captionlib_images_failed", "Images that have an error."),
-            "seconds": Counter("captionlib_seconds", "Seconds of work, by step; summed over threads.", ("step",)),
-        }
+        made = (
+            ("done", "images_done", "Images that have a caption, or features.", ()),
+            ("failed", "images_failed", "Images that have an error.", ()),
+            ("seconds", "seconds", "Seconds of work, by step; summed over threads.", ("step",)),
+        )
+        for key, name, description, tags in made:
+            self._counters[key] = Counter(f"captionlib_{name}", description, ("output", *tags))
+            self._counters[key].set_default_tags({"output": output})
 
     def count(self, receipt: Mapping[str, Any]) -> None:
         """Count a part that is committed.

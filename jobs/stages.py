@@ -6,7 +6,6 @@ Shapes: B images of a part, S side of the square input.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -76,7 +75,7 @@ class FetchAndDecode:
         try:
             for root in self.local_roots:
                 check_sight(root, "input")
-            check_sight(os.path.dirname(self.outputs.folder.url), "output")
+            check_sight(self.outputs.folder.parent.url, "output")
             rows = self._rows(part)
             images = self._read_all(rows)
         except (TransportFault, Denied) as error:

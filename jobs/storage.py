@@ -39,6 +39,11 @@ class Folder:
         """Whether it is on a disk of this machine."""
         return is_local(self.url)
 
+    @property
+    def parent(self) -> Folder:
+        """The folder that it lies in."""
+        return Folder(os.path.dirname(self.url))
+
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.url}/{name}")
 

@@ -6,7 +6,6 @@ Shapes: B images of a part, S side of the square input.
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import threading
 import time
@@ -77,7 +76,8 @@ class PartWorker:
     """An actor: decoded parts → the model → files in the output, and a receipt for each.
 
     Args:
-        outputs: by folder name. The last one's file is what says that a part is finished, so it is written last.
+        outputs: by folder name, in one folder. The last one's file is what says that a part is finished, so it is
+            written last.
         sidecar: writes captions beside the images too.
         jpegs: decodes the JPEGs that come as they are.
     """
@@ -90,11 +90,15 @@ class PartWorker:
         jpegs: JpegDecoder | None = None,
     ) -> None:
         if jpegs is not None:
-            jpegs.check()
+            try:
+                jpegs.check()
+            except ValueError as error:
+                raise ValueError(f"{error}: leave out --gpu-jpegs") from error
         self.processor = factory.load()
         self.schemas = factory.schemas()
         self.outputs, self.sidecar, self.jpegs = outputs, sidecar, jpegs
-        self.metrics = Metrics()
+        self.output = next(iter(outputs.values())).folder.parent
+        self.metrics = Metrics(self.output.url)
         self.one_at_a_time = threading.Lock()  # an actor may write one part while the model works on the next
         self.node = socket.gethostname()
 
@@ -107,8 +111,7 @@ class PartWorker:
         receipt |= nothing | {"node": self.node}
         if part["status"] == "ready":
             try:
-                for files in self.outputs.values():  # else it would write to a disk of its own
-                    check_sight(os.path.dirname(files.folder.url), "output")
+                check_sight(self.output.url, "output")  # else it would write to a disk of its own
             except Denied as error:
                 return pa.Table.from_pylist(
                     [receipt | {"status": "denied", "reason": str(error)}], schema=schemas.RECEIPT

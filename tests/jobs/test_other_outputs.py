@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
 import fsspec
@@ -187,32 +189,35 @@ def test_a_dry_run_writes_nothing(tmp_path, tiny_checkpoint, make_images, capfd)
 
 
 @pytest.mark.usefixtures("ray_of_two_cpus")
-def test_prometheus_sees_the_counts(tmp_path, make_images):
+def test_prometheus_sees_the_counts_of_each_output(tmp_path, make_images):
+    outputs = {count: str(tmp_path / f"out-{count}") for count in (9, 4)}
+    for count, output in outputs.items():
+        source = make_images(count, f"in-{count}")
+        (source / "0000.jpg").write_bytes(b"")
+        run_job(stub_job(), settings(source, output))
+    expected = {
+        output: {"ray_captionlib_images_done_total": count - 1, "ray_captionlib_images_failed_total": 1}
+        for count, output in outputs.items()
+    }
+    # Processes tell Ray of their counts every few seconds.
+    found, deadline = _counts(outputs.values()), time.monotonic() + 90
+    while found != expected and time.monotonic() < deadline:
+        time.sleep(1)
+        found = _counts(outputs.values())
+    assert found == expected
+
+
+def _counts(outputs: Iterable[str]) -> dict[str, dict[str, float]]:
+    """The counters of each output as the node's Prometheus endpoint has them, summed over their other tags."""
     import ray
 
-    source = make_images(9)
-    (source / "0000.jpg").write_bytes(b"")
-    before = _metrics(ray)
-    run_job(stub_job(), settings(source, tmp_path / "out"))
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        now = _metrics(ray)
-        grown = {name: value - before.get(name, 0.0) for name, value in now.items()}
-        if grown.get("ray_captionlib_images_done_total") == 8:
-            break
-        time.sleep(1)
-    assert grown["ray_captionlib_images_done_total"] == 8
-    assert grown["ray_captionlib_images_failed_total"] == 1
-    assert grown["ray_captionlib_seconds_total"] > 0
-
-
-def _metrics(ray) -> dict[str, float]:
-    """The project's own metrics as the node's Prometheus endpoint has them, summed over their tags."""
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {output: {} for output in outputs}
     port = ray.nodes()[0]["MetricsExportPort"]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         for line in answer.read().decode().splitlines():
-            if line.startswith("ray_captionlib_"):
-                name, value = line.partition("{")[0], float(line.rpartition(" ")[2])
-                found[name] = found.get(name, 0.0) + value
+            name, _, tags = line.partition("{")
+            output = re.search('output="(.*?)"', tags)
+            if name.startswith("ray_captionlib_images") and output and output[1] in found:
+                counts = found[output[1]]
+                counts[name] = counts.get(name, 0.0) + float(line.rpartition(" ")[2])
     return found
