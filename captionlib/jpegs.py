@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from captionlib.config import Preprocessing
 from captionlib.images import MAX_PIXELS, ImageDecodeError, decode_image, orientation_of
-from captionlib.transforms import to_pixels
+from captionlib.transforms import filled_part, padding_colour, shown_part, to_pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +82,7 @@ class JpegDecoder:
             self._decode_together([PlainJpeg(file.getvalue(), 16, 16)])
         except (RuntimeError, ImportError) as error:  # torchvision has announced that it will leave out decoding
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"JPEGs cannot be decoded on {self.device} here, have CPUs do it: {reason}") from error
+            raise ValueError(f"JPEGs cannot be decoded on {self.device} here: {reason}") from error
 
     def __call__(self, files: Sequence[PlainJpeg]) -> list[np.ndarray | ImageDecodeError]:
         """For each file its pixels uint8 (S, S, 3), close to what `to_pixels` makes of it; or the error.
@@ -98,9 +98,10 @@ class JpegDecoder:
         try:
             return list(self._decode_together(files))
         except RuntimeError:  # one is enough to refuse all, and it does not say which
-            if len(files) > 1:
-                return [pixels for file in files for pixels in self._decode([file])]
-            return [self._on_the_cpu(files[0])]
+            if len(files) == 1:
+                return [self._on_the_cpu(files[0])]
+            half = len(files) // 2
+            return self._decode(files[:half]) + self._decode(files[half:])
 
     def _decode_together(self, files: Sequence[PlainJpeg]) -> np.ndarray:
         """Pixels uint8 (files, S, S, 3).
@@ -117,20 +118,14 @@ class JpegDecoder:
 
     def _square(self, picture: Tensor) -> Tensor:
         """uint8 (3, H, W) → (S, S, 3), as `captionlib.transforms.to_pixels`."""
-        size = self.preprocessing.size
         height, width = picture.shape[1:]
-        if self.preprocessing.square == "center_crop":
-            side = min(width, height)
-            top, left = (height - side) // 2, (width - side) // 2
-            return _resize(picture[:, top : top + side, left : left + side], size, size)
-        if self.preprocessing.square == "squash":
-            return _resize(picture, size, size)
-        scale = size / max(width, height)
-        inner = _resize(picture, max(1, round(height * scale)), max(1, round(width * scale)))
-        mean_colour = [round(value) for value in self.preprocessing.mean]
-        square = inner.new_tensor(mean_colour).expand(size, size, 3).clone()
-        top, left = (size - inner.shape[0]) // 2, (size - inner.shape[1]) // 2
-        square[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+        left, top, right, bottom = shown_part(width, height, self.preprocessing)
+        shown = picture[:, top:bottom, left:right]
+        left, top, right, bottom = filled_part(right - left, bottom - top, self.preprocessing)
+        scaled = _resize(shown, bottom - top, right - left)
+        size = self.preprocessing.size
+        square = scaled.new_tensor(padding_colour(self.preprocessing)).expand(size, size, 3).clone()
+        square[top:bottom, left:right] = scaled
         return square
 
     def _on_the_cpu(self, file: PlainJpeg) -> np.ndarray | ImageDecodeError:

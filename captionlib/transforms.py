@@ -32,12 +32,35 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     Returns:
         HWC uint8 (S, S, 3) in [0, 255], contiguous and writable.
     """
-    width, height = image.size
-    if preprocessing.square == "center_crop":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return _scale(image, (left, top, left + side, top + side), preprocessing)
-    return _scale(image, (0, 0, width, height), preprocessing)
+    return _scale(image, shown_part(*image.size, preprocessing), preprocessing)
+
+
+def shown_part(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """What the encoder sees of a picture: left, top, right, bottom in its pixels."""
+    if preprocessing.square != "center_crop":
+        return 0, 0, width, height
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def filled_part(width: float, height: float, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """What a part of this width and height fills of the square: left, top, right, bottom in pixels in [0, S].
+
+    The rest, there only with "pad", is of `padding_colour`.
+    """
+    size = preprocessing.size
+    if preprocessing.square != "pad":
+        return 0, 0, size, size
+    scale = size / max(width, height)
+    inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size - inner_width) // 2, (size - inner_height) // 2
+    return left, top, left + inner_width, top + inner_height
+
+
+def padding_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Red, green and blue in [0, 255] that are about 0 when normalized."""
+    return tuple(round(value) for value in preprocessing.mean)
 
 
 def augment(
@@ -67,17 +90,16 @@ def augment(
     if max_stretch < 1:
         raise ValueError(f"max_stretch must be at least 1, got {max_stretch}")
     width, height = image.size
-    shown_width, shown_height = width, height
-    if preprocessing.square == "center_crop":
-        shown_width = shown_height = min(width, height)
+    left, top, right, bottom = shown_part(width, height, preprocessing)
+    shown_width, shown_height = right - left, bottom - top
     area = generator.uniform(min_area, 1)
     limit = min(math.log(max_stretch), abs(math.log(area)))  # beyond, the crop would not fit
     stretch = math.exp(generator.uniform(-limit, limit))
     crop_width = min(width, shown_width * math.sqrt(area * stretch))
     crop_height = min(height, shown_height * math.sqrt(area / stretch))
-    left = generator.uniform(0, width - crop_width)
-    top = generator.uniform(0, height - crop_height)
-    box = (left, top, min(width, left + crop_width), min(height, top + crop_height))
+    crop_left = generator.uniform(0, width - crop_width)
+    crop_top = generator.uniform(0, height - crop_height)
+    box = (crop_left, crop_top, min(width, crop_left + crop_width), min(height, crop_top + crop_height))
     pixels = _scale(image, box, preprocessing)
     return np.ascontiguousarray(pixels[:, ::-1]) if generator.random() < 0.5 else pixels
 
@@ -113,16 +135,11 @@ def _scale(image: Image.Image, box: Box, preprocessing: Preprocessing) -> np.nda
     """The part `box` of the image as uint8 (S, S, 3): stretched, or padded to a square."""
     if image.mode != "RGB":
         raise ValueError(f"image must have mode RGB, got {image.mode}: decode_image gives it, or image.convert")
-    size = preprocessing.size
-    if preprocessing.square != "pad":
-        return np.array(image.resize((size, size), _RESAMPLING, box, _REDUCING_GAP))
-    width, height = box[2] - box[0], box[3] - box[1]
-    scale = size / max(width, height)
-    inner = (max(1, round(width * scale)), max(1, round(height * scale)))
-    mean_colour = tuple(round(value) for value in preprocessing.mean)
-    square = Image.new("RGB", (size, size), mean_colour)
-    square.paste(
-        image.resize(inner, _RESAMPLING, box, _REDUCING_GAP),
-        ((size - inner[0]) // 2, (size - inner[1]) // 2),
-    )
+    left, top, right, bottom = filled_part(box[2] - box[0], box[3] - box[1], preprocessing)
+    scaled = image.resize((right - left, bottom - top), _RESAMPLING, box, _REDUCING_GAP)
+    size = (preprocessing.size, preprocessing.size)
+    if scaled.size == size:
+        return np.array(scaled)
+    square = Image.new("RGB", size, padding_colour(preprocessing))
+    square.paste(scaled, (left, top))
     return np.array(square)
