@@ -15,7 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from unittest import mock
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from captionlib.cache import CacheError, cache_folder, digest, publish
+from captionlib.compiled_graphs import compile_graph, import_openvino
 from captionlib.config import EngineKind, Preprocessing, to_dict
 from captionlib.cuda_graphs import Graphs
 from captionlib.encoders import Encoder
@@ -77,19 +78,19 @@ class OpenVinoEngine:
 
     Raises:
         ModuleNotFoundError: openvino is not installed.
-        RuntimeError: there is no such graph, it is damaged, or OpenVINO does not know what is in it.
+        OSError: the graph cannot be read.
+        RuntimeError: it is damaged, or OpenVINO does not know what is in it.
     """
 
     def __init__(self, graph: Path, num_threads: int) -> None:
-        openvino = _openvino()
-        self.name = f"openvino {openvino.__version__.partition('-')[0]}"
+        self.name = f"openvino {import_openvino().__version__.partition('-')[0]}"
         settings = {
             "INFERENCE_NUM_THREADS": num_threads,
             "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch
             "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
             "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same CPUs
         }
-        self._request = openvino.Core().compile_model(str(graph), "CPU", settings).create_infer_request()
+        self._request = compile_graph(graph, settings).create_infer_request()
         self._lock = threading.Lock()
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
@@ -154,7 +155,7 @@ def _openvino_engine(
     folder = cache_folder("onnx") / digest(*parts)
     try:
         return OpenVinoEngine(folder / _GRAPH, num_threads)
-    except RuntimeError:
+    except (OSError, RuntimeError):  # not there, or damaged
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         try:
@@ -234,19 +235,6 @@ def _computes_the_same(engine: OpenVinoEngine, encoder: Encoder, preprocessing: 
 def _last_line(error: RuntimeError) -> str:
     """What OpenVINO says; before it, where in its source that was."""
     return str(error).strip().rpartition("\n")[2]
-
-
-def _openvino() -> Any:
-    """The package.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; the message names the extra.
-    """
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("openvino is not installed: pip install 'captionlib[cpu]'") from error
-    return openvino
 
 
 class _FromPixels(nn.Module):
