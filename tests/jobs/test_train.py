@@ -19,7 +19,7 @@ from jobs.settings import parse
 from jobs.train import main
 from jobs.train_settings import TrainSettings
 
-NUM_TRAIN, NUM_DEV = 24, 6
+NUM_TRAIN, NUM_DEV = 48, 6
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def encoder_fingerprint() -> str:
 
 @pytest.fixture
 def dataset(tmp_path: Path, encoder_fingerprint: str) -> Path:
-    """Thirty images of three kinds, with features that tell the kind, as the feature job writes them."""
+    """54 images of three kinds, with features that tell the kind, as the feature job writes them."""
     encoder = describe_encoder("efficientnet_lite", "efficientnet_lite0")
     rng = np.random.default_rng(0)
     names = [f"{number:02d}.jpg" for number in range(NUM_TRAIN + NUM_DEV)]
@@ -54,7 +54,7 @@ def arguments(dataset: Path, *more: str, run: str = "run") -> list[str]:
     return [
         *(str(dataset / "features"), str(dataset / run), "--cpus-per-worker", "1"),
         *("--data.kind", "csv", "--data.captions-file", str(dataset / "captions.csv")),
-        *("--training.min-count", "1", "--training.images-per-step", "6", "--training.epochs", "12"),
+        *("--training.min-count", "1", "--training.images-per-step", "6", "--training.epochs", "6"),
         *("--training.optimizer.learning-rate", "0.01", "--decoder.dropout", "0"),
         *("--decoder.hidden-dim", "32", "--decoder.embedding-dim", "16", "--decoder.attention-dim", "16"),
         *("--decoder.projection-dim", "32"),
@@ -69,7 +69,7 @@ def test_it_learns_exports_and_is_finished(
     here = Path()  # workers have another working directory
     assert main(arguments(here)) == 0
     history = json.loads((dataset / "run" / "metrics.json").read_text())
-    assert [row["epoch"] for row in history] == list(range(1, 13))
+    assert [row["epoch"] for row in history] == list(range(1, 7))
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     assert history[-1]["cider_d"] > 1.0  # the kinds are easily told apart
 
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_cannot_be_started_from(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--num-workers", "9"], "'train' has 24 images, and steps of 6 do not give each of 9 workers one"),
+        (["--num-workers", "9"], "'train' has 48 images, and steps of 6 do not give each of 9 workers one"),
         (["--decoder.kind", "transformer", "--search.max-tokens", "40"], "--search.max-tokens 40 exceeds the 39 words"),
         (["--decoder.kind", "lstm_init", "--training.doubly-stochastic", "1"], "lstm_init gives none"),
     ],
