@@ -194,11 +194,9 @@ def test_a_machine_that_does_not_see_the_input_says_so(tmp_path):
 
 
 def test_a_machine_that_does_not_see_the_output_writes_nothing(stages, make_images, tmp_path):
-    decode, work = stages(make_images(2))
-    decoded = decode(part(0, 1))
+    decode, _ = stages(make_images(2))
     elsewhere = PartFiles(Folder.of(str(tmp_path / "elsewhere")) / "captions", "captions")
-    work.outputs = {"captions": elsewhere}
-    (receipt,) = work(decoded).to_pylist()
+    (receipt,) = PartWorker(StubFactory(), {"captions": elsewhere})(decode(part(0, 1))).to_pylist()
     assert receipt["status"] == "denied"
     assert (
         f"does not see {tmp_path}/elsewhere: the output must be a folder that all machines share" in receipt["reason"]
