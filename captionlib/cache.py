@@ -25,8 +25,15 @@ class CacheError(ValueError):
 
 
 def cache_folder(name: str) -> Path:
-    """The folder `name` in $CAPTIONLIB_CACHE (default: ~/.cache/captionlib); it may not exist yet."""
-    return Path(os.environ.get(VARIABLE) or "~/.cache/captionlib").expanduser() / name
+    """The folder `name` in $CAPTIONLIB_CACHE (default: ~/.cache/captionlib); it may not exist yet.
+
+    A user without a home, as containers have them, has the default among the temporary files.
+    """
+    folder = Path(os.environ.get(VARIABLE) or "~/.cache/captionlib")
+    try:
+        return folder.expanduser() / name
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"captionlib-{os.getuid()}" / name
 
 
 def digest(*parts: Any) -> str:
