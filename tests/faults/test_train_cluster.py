@@ -23,7 +23,9 @@ WORKER = r"^ray::.*RayTrainWorker"
 
 def start(place: Place, nodes: Cluster, dataset: Path, run: Path) -> Session:
     more = [
-        *("--training.epochs", str(EPOCHS), "--training.images-per-step", "6", "--training.ema-decay", "0.9"),
+        # A worker that starts again would drop out other units, and another run's scores mean little then.
+        *("--decoder.dropout", "0", "--training.ema-decay", "0.9"),
+        *("--training.epochs", str(EPOCHS), "--training.images-per-step", "6"),
         *("--training.optimizer.learning-rate", "0.003", "--checkpoint-minutes", "0.01"),
         *("--num-workers", "2", "--min-workers", "1", "--address", nodes.address),
     ]
@@ -75,6 +77,6 @@ def test_a_worker_and_a_node_are_killed(tmp_path: Path) -> None:
     last, expected = metrics(disturbed)[-1], metrics(undisturbed)[-1]
     assert expected["cider_d"] > 1.0
     assert last["dev_loss"] == pytest.approx(expected["dev_loss"], abs=0.05)
-    # Of 30 dev images each is a thirtieth of the score, and a worker that starts again drops out other units.
-    assert last["cider_d"] == pytest.approx(expected["cider_d"], rel=0.08)
+    # Sums of one worker's and of two are rounded apart, and of 30 dev images each is a thirtieth of the score.
+    assert last["cider_d"] == pytest.approx(expected["cider_d"], rel=0.01)
     assert (disturbed / "best" / "config.json").is_file()
