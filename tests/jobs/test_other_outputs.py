@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
+from unittest import mock
 
 import fsspec
 import numpy as np
@@ -196,7 +197,11 @@ def test_prometheus_sees_the_counts_of_each_output(tmp_path, make_images):
         (source / "0000.jpg").write_bytes(b"")
         run_job(stub_job(), settings(source, output))
     expected = {
-        output: {"ray_captionlib_images_done_total": count - 1, "ray_captionlib_images_failed_total": 1}
+        output: {
+            "ray_captionlib_images_done_total": count - 1,
+            "ray_captionlib_images_failed_total": 1,
+            "ray_captionlib_seconds_total": mock.ANY,
+        }
         for count, output in outputs.items()
     }
     # Processes tell Ray of their counts every few seconds.
@@ -217,7 +222,7 @@ def _counts(outputs: Iterable[str]) -> dict[str, dict[str, float]]:
         for line in answer.read().decode().splitlines():
             name, _, tags = line.partition("{")
             output = re.search('output="(.*?)"', tags)
-            if name.startswith("ray_captionlib_images") and output and output[1] in found:
+            if name.startswith("ray_captionlib_") and output and output[1] in found:
                 counts = found[output[1]]
                 counts[name] = counts.get(name, 0.0) + float(line.rpartition(" ")[2])
     return found
