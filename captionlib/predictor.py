@@ -5,7 +5,9 @@ Shapes: B images, S side of the square input, N positions, D feature width.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,9 @@ class Predictor:
         load_weights(Captioner(encoder, decoder), checkpoint.weights, "the checkpoint")
         # The engine has the encoder in its own form; a captioner without it does not keep it twice.
         self.captioner = Captioner(None, decoder).to(self.device).eval()
+        self._one_search = contextlib.nullcontext() if self.device.type == "cpu" else threading.Lock()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32: the decoder's products, several times faster
         self.engine: EncoderEngine | None = None
         if encoder is not None:
             self.engine = build_engine(
@@ -186,7 +191,9 @@ class Predictor:
     def _caption(
         self, features: Tensor, search: SearchConfig | None, image_ids: Sequence[int] | None
     ) -> list[list[Caption]]:
-        found = self.captioner.caption_features(features.to(self.device), search or self.search, image_ids)
+        # Two searches at once would only share the device's time. A second thread encodes its batch meanwhile.
+        with self._one_search:
+            found = self.captioner.caption_features(features.to(self.device), search or self.search, image_ids)
         return [[self._read(hypothesis) for hypothesis in hypotheses] for hypotheses in found]
 
     def _read(self, hypothesis: Hypothesis) -> Caption:

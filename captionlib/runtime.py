@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from captionlib.cache import CacheError, cache_folder, digest, publish
 from captionlib.compiled_graphs import compile_graph, import_openvino
 from captionlib.config import EngineKind, Preprocessing, to_dict
-from captionlib.cuda_graphs import Graphs
+from captionlib.cuda_engine import CudaEngine
 from captionlib.encoders import Encoder
 from captionlib.transforms import normalize
 
@@ -53,20 +53,18 @@ class EncoderEngine(Protocol):
 
 
 class TorchEngine:
-    """The encoder as PyTorch runs it: float32 on a CPU; bfloat16 and CUDA graphs on CUDA. The encoder is moved, not
-    copied."""
+    """The encoder as PyTorch runs it, in float32. It is moved, not copied. See `CudaEngine` for CUDA."""
 
     def __init__(self, encoder: nn.Module, preprocessing: Preprocessing, device: torch.device) -> None:
         self.name = f"torch {torch.__version__} on {device.type}"
         self.preprocessing, self.device = preprocessing, device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.encoder = encoder.to(device, self.dtype).to(memory_format=torch.channels_last).eval()
-        self._encode = Graphs(self.encoder) if device.type == "cuda" else self.encoder
+        self.encoder = encoder.to(device).to(memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray) -> Tensor:
         batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
-        return self._encode(normalize(batch, self.preprocessing).to(self.dtype)).float()
+        features: Tensor = self.encoder(normalize(batch, self.preprocessing))
+        return features
 
 
 class OpenVinoEngine:
@@ -121,8 +119,12 @@ def build_engine(
     Raises:
         ModuleNotFoundError: OpenVINO was asked for and is not installed; the message names the extra.
         ExportError: OpenVINO was asked for, and cannot run this encoder.
-        ValueError: `int8` was asked for, and there is no such graph.
+        ValueError: `int8` was asked for, and there is no such graph; or `compiled`, and there is no CUDA device.
     """
+    if kind == "compiled" and device.type != "cuda":
+        raise ValueError("the engine `compiled` is for CUDA, and there is no such device here: leave out --engine")
+    if device.type == "cuda" and kind in ("auto", "torch", "compiled"):
+        return CudaEngine(encoder, preprocessing, device, compiled=kind == "compiled")
     if kind == "torch" or (kind == "auto" and device.type != "cpu"):
         return TorchEngine(encoder, preprocessing, device)
     try:

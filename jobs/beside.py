@@ -30,6 +30,8 @@ from jobs.worker import PartWorker, ProcessorFactory
 
 FEW = 200
 """On two CPUs Ray takes 16 seconds to its first images; this process takes 5, and does 200 in 4 more."""
+FEW_ON_A_GPU = 2_000
+"""A GPU does more of them in the time that Ray takes to start."""
 TRIES = 2
 """Of a part at which the process dies."""
 
@@ -37,10 +39,12 @@ TRIES = 2
 def suits(num_images: int, work: WorkSettings) -> bool:
     """Whether images are to be done beside the job: they are few, and nothing asks for Ray.
 
-    A machine with GPUs goes to Ray, so that all images, few or many, see the same device.
+    A machine with several GPUs goes to Ray, which uses all of them.
     """
+    gpus = len(glob.glob("/dev/nvidia[0-9]*"))
+    few = FEW_ON_A_GPU if gpus else FEW
     for_ray = (work.address, os.environ.get("RAY_ADDRESS"), work.num_actors, work.num_gpus, work.gpu_jpegs)
-    return num_images <= FEW and not any(for_ray) and not _ray_is_here() and not glob.glob("/dev/nvidia[0-9]*")
+    return num_images <= few and not any(for_ray) and not _ray_is_here() and gpus <= 1
 
 
 def plan_beside(cpus: int | None) -> Plan:

@@ -95,7 +95,7 @@ def caption(settings: CaptionSettings) -> int:
     source = settings.model if is_elsewhere else str(directory.resolve())
 
     def factory(plan: Plan) -> CaptionFactory:
-        batch_size = settings.work.batch_size or (256 if plan.actor_gpus else 32)
+        batch_size = settings.work.batch_size or (512 if plan.actor_gpus else 32)
         return CaptionFactory(source, settings.search, batch_size, plan.actor_threads, metadata, settings.engine)
 
     job = PartJob(

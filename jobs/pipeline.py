@@ -74,8 +74,9 @@ class Pipeline:
                 # Two calls at once: one part is written while the model works on the next.
                 compute=ray.data.ActorPoolStrategy(
                     size=min(plan.num_actors, len(parts)),
-                    max_tasks_in_flight_per_actor=3,
-                    max_concurrent_calls_per_actor=2,
+                    # On a GPU three: one part is encoded, one searched, one written.
+                    max_tasks_in_flight_per_actor=4 if plan.actor_gpus else 3,
+                    max_concurrent_calls_per_actor=3 if plan.actor_gpus else 2,
                     enable_true_multi_threading=True,
                 ),
                 num_cpus=plan.actor_cpus,

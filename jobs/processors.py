@@ -57,6 +57,7 @@ class CaptionImages:
 
     def __init__(self, predictor: Predictor, search: SearchConfig, batch_size: int) -> None:
         self.predictor, self.search, self.batch_size = predictor, search, batch_size
+        self.overlaps = predictor.device.type == "cuda"
 
     def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
         """pixels uint8 (B, S, S, 3) → the columns of `schemas.CAPTIONS` that the model decides."""
@@ -137,6 +138,7 @@ class EncodeImages:
         self, engine: EncoderEngine, encoder: EncoderConfig, *, flip: bool, crops: int, batch_size: int
     ) -> None:
         self.engine, self.encoder, self.flip, self.crops, self.batch_size = engine, encoder, flip, crops, batch_size
+        self.overlaps = False
 
     def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
         """pixels uint8 (B, S, S, 3) → the column `features`, for the images and for their other views."""

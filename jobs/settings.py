@@ -38,7 +38,7 @@ class WorkSettings:
 
     images_per_part: Annotated[int | None, _hint("INT", "up to 512, fewer when there are few")] = None
     """Images that are finished, or lost by a crash, together."""
-    batch_size: Annotated[int | None, _hint("INT", "32, on a GPU 256")] = None
+    batch_size: Annotated[int | None, _hint("INT", "32, on a GPU 512")] = None
     """Images that go through the model together."""
     num_actors: Annotated[int | None, _hint("INT", "one per GPU; without GPUs, one per 8 CPUs or machine")] = None
     """Copies of the model."""

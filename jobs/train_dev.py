@@ -16,6 +16,7 @@ from captionlib.config import SearchConfig
 from captionlib.metrics import score_captions
 from captionlib.text import detokenize
 from captionlib.training.batches import CaptionBatches
+from captionlib.training.inputs import shown_on
 from captionlib.training.learner import Learner
 from captionlib.vocabulary import Vocabulary
 from jobs.train_data import Split
@@ -69,8 +70,8 @@ class DevEvaluation:
         for start in range(0, len(mine), _IMAGES_AT_ONCE):
             images = mine[start : start + _IMAGES_AT_ONCE]
             # Dev images are shown in one way only, so that nothing is drawn from the generator.
-            shown = self.batches.inputs.load(images, np.arange(len(images)), np.random.default_rng(0)).to(device)
-            found = captioner.caption_features(shown, self.search, images.tolist())
+            loaded = self.batches.inputs.load(images, np.arange(len(images)), np.random.default_rng(0))
+            found = captioner.caption_features(shown_on(loaded, device), self.search, images.tolist())
             for image, hypotheses in zip(images.tolist(), found, strict=True):
                 captions[image] = detokenize(self.vocabulary.decode(hypotheses[0].tokens))
         if learner.world_size > 1:

@@ -5,6 +5,7 @@ Shapes: B images of a part, S side of the square input.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 class Processor(Protocol):
     """A model in an actor: pixels in, columns of the output out."""
+
+    overlaps: bool
+    """Whether two threads may call it at once, so that one batch is encoded while another is searched."""
 
     def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
         """For each of the output's folders the model's columns, B long; B may be 0. A column `error` is among them
@@ -99,7 +103,8 @@ class PartWorker:
         self.outputs, self.sidecar, self.jpegs = outputs, sidecar, jpegs
         self.output = next(iter(outputs.values())).folder.parent
         self.metrics = Metrics(self.output.url)
-        self.one_at_a_time = threading.Lock()  # an actor may write one part while the model works on the next
+        # An actor may write one part while the model works on the next.
+        self.turn = contextlib.nullcontext() if self.processor.overlaps else threading.Lock()
         self.node = socket.gethostname()
 
     def __call__(self, parts: pa.Table) -> pa.Table:
@@ -147,7 +152,7 @@ class PartWorker:
             batch, facts["error"] = with_decoded(self.jpegs, batch, jpegs.values, facts)
         decode_seconds = part["decode_seconds"] + time.monotonic() - decoding
         good = facts["error"].is_null().to_numpy(zero_copy_only=False)
-        with self.one_at_a_time:
+        with self.turn:
             started = time.monotonic()
             made = self.processor(batch, facts["image_id"].to_numpy()[good].tolist())
             worked = time.monotonic()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captionlib.devices import to_device
 from captionlib.vocabulary import PAD
 
 Memory = dict[str, Tensor]
@@ -125,11 +126,22 @@ class LongestFirst:
     Images are sorted by their longest caption and captions within an image by length, so that step t of a
     recurrent decoder needs rows `[:images(t), :captions(t)]` only: slices, which cost nothing.
 
+    Everything is computed on the host, where the captions come from: a device would have to be asked, and waited for,
+    how many rows each step has.
+
     Args:
         tokens: (B, K, T) int64, `<bos>` words `<eos>`, then `<pad>`; a missing caption is all `<pad>`.
     """
 
+    words: Tensor
+    """(M,) int64: which rows are words to predict, among the rectangles of all steps, one after the other."""
+    targets: Tensor
+    """(M,) int64: these words."""
+    owners: Tensor
+    """(M,) int64: which caption each belongs to, b * K + k."""
+
     def __init__(self, tokens: Tensor) -> None:
+        tokens = tokens.cpu()
         lengths = (tokens != PAD).sum(dim=-1).sub_(1).clamp_(min=0)  # (B, K) words to predict
         longest = int(lengths.max())
         if longest == 0:
@@ -144,6 +156,20 @@ class LongestFirst:
         self.active = lengths.unsqueeze(-1) > steps  # (B, K, T - 1)
         self.num_images = self.active[:, 0].sum(dim=0).tolist()
         self.num_captions = self.active.any(dim=0).sum(dim=0).tolist()
+        read, targets, owners, first = [], [], [], 0
+        for t, (images, captions) in enumerate(zip(self.num_images, self.num_captions, strict=True)):
+            is_word = self.active[:images, :captions, t]
+            read.append(first + is_word.flatten().nonzero().squeeze(1))
+            targets.append(self.tokens[:images, :captions, t + 1][is_word])
+            owners.append(self.captions[:images, :captions][is_word])
+            first += images * captions
+        self.words, self.targets, self.owners = torch.cat(read), torch.cat(targets), torch.cat(owners)
+
+    def to(self, device: torch.device) -> LongestFirst:
+        """The same with its tensors on the device."""
+        for name in ("image_order", "caption_order", "captions", "tokens", "active", "words", "targets", "owners"):
+            setattr(self, name, to_device(getattr(self, name), device))
+        return self
 
     def restore(self, x: Tensor) -> Tensor:
         """(B, K, ...) in this order → in the order of the tokens that were given."""

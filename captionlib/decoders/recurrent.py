@@ -51,7 +51,7 @@ class RecurrentDecoder(Decoder):
 
     def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
         """Features (B, N, D), tokens (B, K, T) → logits and targets of all words."""
-        order = LongestFirst(tokens)
+        order = LongestFirst(tokens).to(features.device)
         memory = self.memory(features[order.image_order])
         start = self.start(memory)
         per_image = tokens.shape[1]
@@ -61,7 +61,7 @@ class RecurrentDecoder(Decoder):
             looked = start["attention"].unsqueeze(1).repeat(1, per_image, 1)  # (B, K, N)
         embedded = self.dropout(self.words(order.tokens)).unbind(dim=2)  # T of (B, K, E)
         last: tuple[Tensor, ...] = ()
-        read, targets, owners = [], [], []
+        read = []
         for t, (images, captions) in enumerate(zip(order.num_images, order.num_captions, strict=True)):
             here = (slice(images), slice(captions))
             if h.shape[:2] != (images, captions):  # a slice costs little, but its gradient is as large as the whole
@@ -74,16 +74,16 @@ class RecurrentDecoder(Decoder):
                 word = self.dropout(self.words(choose_inputs(order.tokens[here][:, :, t], own, teacher_forcing)))
             h, c, found, attention = self.advance(word, h, c, memory)
             last = (word, *found)
+            read.append([part.flatten(0, 1) for part in last])
             active = order.active[here][:, :, t]  # (B', K')
-            read.append([part[active] for part in last])
-            targets.append(order.tokens[here][:, :, t + 1][active])
-            owners.append(order.captions[here][active])
             if looked is not None and attention is not None:
                 looked[here] = looked[here] + attention * active.unsqueeze(-1)
         return DecoderOutput(
-            self.words.logits(self.outputs(*map(torch.cat, zip(*read, strict=True)))),
-            torch.cat(targets),
-            torch.cat(owners),
+            self.words.logits(
+                self.outputs(*(torch.cat(parts).index_select(0, order.words) for parts in zip(*read, strict=True)))
+            ),
+            order.targets,
+            order.owners,
             None if looked is None else order.restore(looked),
         )
 

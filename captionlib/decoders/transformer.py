@@ -26,6 +26,7 @@ from captionlib.decoders.base import (
     WordTable,
     choose_inputs,
 )
+from captionlib.devices import to_device
 from captionlib.vocabulary import PAD
 
 
@@ -66,22 +67,25 @@ class TransformerDecoder(Decoder):
         Below a teacher forcing of 1 captions are read twice: the model's own choices after the given words
         replace some of the words of the second reading (Mihaylova & Martins 2019, section 3).
         """
-        following = tokens[:, :, 1:]  # (B, K, T - 1)
-        active = following != PAD
-        if not bool(active.any()):
+        # What depends on the captions' lengths is computed on the host, where they come from.
+        following = tokens[:, :, 1:].cpu()  # (B, K, T - 1)
+        words = (following != PAD).flatten().nonzero().squeeze(1)  # (M,)
+        if len(words) == 0:
             raise ValueError(f"no image of this batch of {len(tokens)} has a caption: leave out images without")
-        targets = following[active]
+        device, captions = features.device, words.div(following.shape[2], rounding_mode="floor")
+        tokens, following, words, captions = (to_device(x, device) for x in (tokens, following, words, captions))
+        active, targets = following != PAD, following.flatten().index_select(0, words)
         memory = self.memory(features)
         inputs = tokens[:, :, :-1]
         if teacher_forcing < 1:
             with torch.no_grad():
-                own = self.words.logits(self._read_captions(inputs, memory)[0][active])
+                own = self.words.logits(self._read_captions(inputs, memory)[0].flatten(0, 2).index_select(0, words))
             mixed = following.masked_scatter(active, choose_inputs(targets, own, teacher_forcing))
             inputs = torch.cat([tokens[:, :, :1], mixed[:, :, :-1]], dim=-1)
         hidden, weights = self._read_captions(inputs, memory)
         looked = (weights * active.unsqueeze(-1)).sum(dim=2)  # (B, K, N)
-        captions = torch.arange(active[..., 0].numel(), device=tokens.device).view(*active.shape[:2], 1)
-        return DecoderOutput(self.words.logits(hidden[active]), targets, captions.expand_as(active)[active], looked)
+        read = hidden.flatten(0, 2).index_select(0, words)  # (M, H)
+        return DecoderOutput(self.words.logits(read), targets, captions, looked)
 
     def memory(self, features: Tensor) -> Memory:
         """(B, N, D) → each layer's keys and values of the image (B, N, 2H)."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from captionlib.config import SearchConfig
+from captionlib.devices import constant
 from captionlib.vocabulary import BOS, EOS, PAD, UNK
 
 
@@ -17,9 +18,9 @@ class Constraints:
 
     def __init__(self, config: SearchConfig, device: torch.device) -> None:
         self.config = config
-        never = [PAD, BOS] if config.allow_unk else [PAD, BOS, UNK]
-        self.never = torch.tensor(never, device=device)
-        self.never_early = torch.tensor([*never, EOS], device=device)
+        never = (PAD, BOS) if config.allow_unk else (PAD, BOS, UNK)
+        self.never = constant(never, device)
+        self.never_early = constant((*never, EOS), device)
 
     def __call__(self, log_probs: Tensor, tokens: Tensor, position: int) -> Tensor:
         """Log-probabilities (R, V) of the word at `position` (0 is the first), behind `<bos>` words (R, 1 + L)."""

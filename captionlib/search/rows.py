@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captionlib.config import SearchConfig
+from captionlib.devices import to_device
 from captionlib.vocabulary import BOS, EOS, PAD
 
 State = dict[str, Tensor]
@@ -104,7 +105,7 @@ class Rows:
         return [self._found[image] for image in sorted(self._found)]
 
     def _keep(self, places: list[int]) -> None:
-        images = torch.tensor(places, device=self.device)
+        images = to_device(torch.tensor(places), self.device)
         rows = (images.unsqueeze(1) * self.width + torch.arange(self.width, device=self.device)).flatten()
         self._places = [self._places[b] for b in places]
         self.images, self.log_probs = self.images[images], self.log_probs[images]
@@ -119,7 +120,7 @@ class Rows:
 
     def _collect(self, places: list[int], config: SearchConfig) -> None:
         """Write down the captions of the images at these places, best first."""
-        at = torch.tensor(places, device=self.device)
+        at = to_device(torch.tensor(places), self.device)
         log_probs = self.log_probs[at]  # (b, K)
         exists = self.ended[at] & (log_probs > -torch.inf)
         order = self.scores(config)[at].masked_fill(~exists, -torch.inf).argsort(dim=1, descending=True, stable=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from captionlib.config import SearchConfig
+from captionlib.devices import to_device
 from captionlib.search.rows import Rows
 from captionlib.vocabulary import PAD
 
@@ -28,7 +29,7 @@ class Sampling:
         self.config = config
         shape = (config.num_captions, config.max_tokens + 1)
         streams = np.stack([_stream(config.seed, image_id).random(shape) for image_id in image_ids])
-        self.uniform = torch.from_numpy(streams).to(device)  # (images, K, max_tokens + 1) float64 in [0, 1)
+        self.uniform = to_device(torch.from_numpy(streams), device)  # (images, K, max_tokens + 1) float64 in [0, 1)
 
     def choose(self, log_probs: Tensor, rows: Rows, position: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """Log-probabilities (B, 1 or K, V) → parents, words and log-probabilities of the new rows, each (B, K)."""

@@ -28,7 +28,7 @@ class Batch:
     """One worker's share of a step."""
 
     features: Tensor
-    """(B, N, D) float32; or pixels (B, S, S, 3) uint8, where the encoder runs in training."""
+    """(B, N, D) float16 or float32; or pixels (B, S, S, 3) uint8, where the encoder runs in training."""
     tokens: Tensor
     """(B, K, T) int64: `<bos>` words `<eos>`, then `<pad>`. A missing caption is all `<pad>`."""
     images: np.ndarray

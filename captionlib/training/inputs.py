@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from captionlib.config import Preprocessing
+from captionlib.devices import to_device
 from captionlib.images import ImageDecodeError, decode_image
 from captionlib.transforms import augment, to_pixels
 
@@ -45,8 +46,17 @@ class Inputs(Protocol):
         ...
 
 
+def shown_on(shown: Tensor, device: torch.device) -> Tensor:
+    """What `Inputs.load` gave, on a device as a decoder takes it: features in float32, pixels as bytes.
+
+    Features travel in the half precision in which they are stored, since half as many bytes are copied so.
+    """
+    moved = to_device(shown, device)
+    return moved.float() if moved.is_floating_point() else moved
+
+
 class FeatureViews:
-    """Features (B, N, D) float32, each image's from one of several views at random.
+    """Features (B, N, D) in the type that is stored, each image's from one of several views at random.
 
     Args:
         views: arrays (images, N, D) of the same images seen differently (as they are, mirrored, ...).
@@ -61,8 +71,7 @@ class FeatureViews:
 
     def load(self, images: np.ndarray, share: np.ndarray, generator: np.random.Generator) -> Tensor:
         view = generator.integers(len(self.views), size=len(images))
-        features = np.stack([self.views[view[j]][self.rows[images[j]]] for j in share])
-        return torch.from_numpy(features.astype(np.float32))
+        return torch.from_numpy(np.stack([self.views[view[j]][self.rows[images[j]]] for j in share]))
 
 
 class Photos:

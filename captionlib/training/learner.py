@@ -15,6 +15,7 @@ from captionlib.decoders import Decoder
 from captionlib.losses import LossSums, caption_loss, doubly_stochastic_penalty
 from captionlib.training.batches import Batch, pad_captions, side_by_side
 from captionlib.training.distillation import Teachers
+from captionlib.training.inputs import shown_on
 from captionlib.training.optimizers import build_optimizer, learning_rate_factor, teacher_forcing_ratio
 from captionlib.training.self_critical import SelfCritic, self_critical_loss
 from captionlib.training.settings import TrainingSettings
@@ -115,21 +116,22 @@ class Learner:
             num_words += sums.num_words
         trained = [p for p in self.decoder.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        self._check_finite(cross_entropy, norm, batch)
+        # The one place in a step where the host waits for the device.
+        loss, norm_value = torch.stack([cross_entropy.double(), norm.double()]).tolist()
+        self._check_finite(loss, norm_value, batch)
         if self.settings.optimizer.clip_norm:
             nn.utils.clip_grads_with_norm_(trained, self.settings.optimizer.clip_norm, norm)
         self.optimizer.step()
         self.step_number += 1
         self._update_average()
-        return float(cross_entropy), num_words
+        return loss, num_words
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """Sum of cross-entropy (nats) and count of words under teacher forcing, without learning."""
         self.decoder.eval()
         device = _device(self.decoder)
-        tokens = batch.tokens.to(device)
-        output = self.decoder(batch.features.to(device), tokens)
+        output = self.decoder(shown_on(batch.features, device), batch.tokens)
         sums = caption_loss(output.logits, output.targets)
         return float(sums.cross_entropy), sums.num_words
 
@@ -198,7 +200,7 @@ class Learner:
 
     def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor, np.ndarray]]:
         device = _device(self.decoder)
-        features, tokens = batch.features.to(device), batch.tokens.to(device)
+        features, tokens = shown_on(batch.features, device), batch.tokens  # decoders plan their steps on the host
         parts = min(self.settings.accumulation, len(features))
         images = np.array_split(batch.images, parts)
         return list(zip(features.tensor_split(parts), tokens.tensor_split(parts), images, strict=True))
@@ -208,8 +210,8 @@ class Learner:
         no_sync: Callable[[], Any] | None = getattr(self.model, "no_sync", None)
         return contextlib.nullcontext() if last or no_sync is None else no_sync()
 
-    def _check_finite(self, loss: Tensor, norm: Tensor, batch: Batch) -> None:
-        for what, value in (("loss", float(loss)), ("gradients' norm", float(norm))):
+    def _check_finite(self, loss: float, norm: float, batch: Batch) -> None:
+        for what, value in (("loss", loss), ("gradients' norm", norm)):
             if not math.isfinite(value):
                 # Gradients are shared: where the loss is finite on one of several workers, it is not on another.
                 ours = what == "loss" or self.world_size == 1
@@ -224,11 +226,12 @@ class Learner:
             return
         # Early on the average would remember the random start: let it follow faster (as in Tensorflow's EMA).
         decay = min(self.settings.ema_decay, (1 + self.step_number) / (10 + self.step_number))
-        for name, value in self.decoder.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
-            else:
-                self.average[name].copy_(value)
+        state = self.decoder.state_dict()
+        moving = [name for name, value in state.items() if value.is_floating_point()]
+        # All tensors at once: on a GPU they are hundreds of kernels otherwise.
+        torch._foreach_lerp_([self.average[name] for name in moving], [state[name] for name in moving], 1 - decay)
+        for name in state.keys() - set(moving):
+            self.average[name].copy_(state[name])
 
 
 def _device(module: nn.Module) -> torch.device:

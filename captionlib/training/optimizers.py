@@ -12,8 +12,8 @@ from torch import nn
 from captionlib.training.settings import OptimizerSettings, TeacherForcingSettings
 
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerSettings], torch.optim.Optimizer]] = {
-    "adam": lambda g, s: torch.optim.Adam(g, lr=s.learning_rate, weight_decay=s.weight_decay),
-    "adamw": lambda g, s: torch.optim.AdamW(g, lr=s.learning_rate, weight_decay=s.weight_decay),
+    "adam": lambda g, s: torch.optim.Adam(g, lr=s.learning_rate, weight_decay=s.weight_decay, fused=_is_on_gpu(g)),
+    "adamw": lambda g, s: torch.optim.AdamW(g, lr=s.learning_rate, weight_decay=s.weight_decay, fused=_is_on_gpu(g)),
     "sgd": lambda g, s: torch.optim.SGD(
         g, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay, nesterov=s.momentum > 0
     ),
@@ -21,6 +21,11 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerSettings], torch.
         g, lr=s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay
     ),
 }
+
+
+def _is_on_gpu(groups: list[dict[str, Any]]) -> bool | None:
+    """Whether an optimizer may update all parameters in one kernel; None leaves the choice to PyTorch."""
+    return all(p.device.type == "cuda" for group in groups for p in group["params"]) or None
 
 
 def build_optimizer(

@@ -40,6 +40,8 @@ class StubFactory:
 
 
 class Stub:
+    overlaps = False
+
     def __init__(self, factory: StubFactory) -> None:
         self.factory = factory
 

@@ -46,6 +46,9 @@ def test_a_machine_with_gpus_and_a_ray_that_is_there_are_used(monkeypatch):
     assert not beside.suits(1, WorkSettings())
     monkeypatch.setattr(beside, "_ray_is_here", lambda: False)
     monkeypatch.setattr(beside.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    assert beside.suits(beside.FEW_ON_A_GPU, WorkSettings())
+    assert not beside.suits(beside.FEW_ON_A_GPU + 1, WorkSettings())
+    monkeypatch.setattr(beside.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
     assert not beside.suits(1, WorkSettings())
 
 

@@ -65,7 +65,7 @@ def test_training_on_rewards_raises_them() -> None:
 
     def reward(step: int) -> float:
         batch = next(iter(batches.epoch(0)))
-        return critic.samples(decoder, batch.features, batch.images.tolist(), step).mean_reward
+        return critic.samples(decoder, batch.features.float(), batch.images.tolist(), step).mean_reward
 
     before = reward(1000)
     for epoch in range(60):

@@ -1,0 +1,90 @@
+"""Search, dev loss and captioning on a device that is not the host's: no tensor is left on the wrong one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import captionlib.runtime as runtime
+from captionlib.captioner import Captioner
+from captionlib.config import DecoderConfig, SearchConfig
+from captionlib.decoders import build_decoder
+from captionlib.predictor import Predictor
+from captionlib.runtime import TorchEngine
+from captionlib.training.batches import Batch, pad_captions
+from captionlib.training.learner import Learner
+from captionlib.training.settings import TrainingSettings
+from tests.simulated_cuda import Simulated, simulated_cuda
+
+KINDS = ("lstm_init", "lstm_attention", "lstm_adaptive", "transformer")
+SEARCHES = {
+    "greedy": SearchConfig(method="greedy", max_tokens=6),
+    "beam": SearchConfig(method="beam", beam_width=4, num_captions=2, max_tokens=6, no_repeat_ngram=2, min_tokens=2),
+    "diverse beam": SearchConfig(method="beam", beam_width=4, diversity_groups=2, max_tokens=6),
+    "sample": SearchConfig(method="sample", num_captions=3, max_tokens=6, top_k=5, top_p=0.9),
+}
+
+
+def decoder_of(kind: str):
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        kind=kind, hidden_dim=8, embedding_dim=8, attention_dim=8, projection_dim=8, num_heads=2, num_layers=1
+    )
+    return build_decoder(config, 6, 12).eval()
+
+
+def test_the_simulated_device_refuses_tensors_of_the_host():
+    with simulated_cuda() as device:
+        there = torch.ones(2).to(device)
+        assert isinstance(there, Simulated)
+        assert there.device.type == "cuda"
+        with pytest.raises(RuntimeError, match="same device"):
+            there + torch.ones(2)
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+def test_a_search_finds_on_a_device_what_it_finds_on_the_host(kind, search):
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 4, 6)).astype(np.float32))
+    expected = Captioner(None, decoder_of(kind)).caption_features(features, search, range(5))
+    with simulated_cuda() as device, torch.inference_mode():
+        captioner = Captioner(None, decoder_of(kind).to(device))
+        found = captioner.caption_features(features.to(device), search, range(5))
+    assert [[h.tokens for h in of_image] for of_image in found] == [
+        [h.tokens for h in of_image] for of_image in expected
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dev_loss_on_a_device_is_that_of_the_host(kind):
+    tokens = pad_captions([[[5, 6, 7], [5]], [[8, 9]]])
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float16))
+    batch = Batch(features, tokens, np.arange(2), 9, 3, 2)
+
+    def loss(decoder):
+        return Learner(decoder, decoder, TrainingSettings(ema_decay=0.9), steps_per_epoch=1).evaluate(batch)
+
+    expected = loss(decoder_of(kind))
+    with simulated_cuda() as device:
+        decoder = decoder_of(kind).to(device)
+        found = loss(decoder)
+        with Learner(decoder, decoder, TrainingSettings(ema_decay=0.9), steps_per_epoch=1).averaged_weights():
+            pass
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_predictor_captions_pixels_on_a_device(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 288, 288, 3), dtype=np.uint8)
+    expected = Predictor.from_checkpoint(engine="torch").caption_pixels(pixels)
+    # Streams and graphs cannot be simulated; the rest of the way can.
+    monkeypatch.setattr(runtime, "CudaEngine", lambda encoder, pre, device, compiled: TorchEngine(encoder, pre, device))
+    with simulated_cuda():
+        predictor = Predictor.from_checkpoint()
+        assert predictor.device.type == "cuda"
+        found = predictor.caption_pixels(pixels)
+        features = predictor.features(pixels)
+    assert [c.text for of_image in found for c in of_image] == [c.text for of_image in expected for c in of_image]
+    assert features.shape == (2, 81, 1280)
