@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from captionlib.metrics import score_captions
     from captionlib.predictor import Caption, Predictor
 
+__version__ = "0.1.0"
+"""Here and not in the package's metadata, which only an installed package has: the code also runs from a folder."""
+
 __all__ = ["Caption", "Predictor", "SearchConfig", "read_dataset", "score_captions"]
 
 _HOMES = {

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+import captionlib
 from jobs.storage import Folder
 
 NAME = "run.json"
 
 # Whatever decides a worker's results or speed.
-_PACKAGES = ("captionlib", "ray", "torch", "openvino", "pillow", "pyarrow", "numpy")
+_PACKAGES = ("ray", "torch", "openvino", "pillow", "pyarrow", "numpy")
 
 
 def read_record(folder: Folder) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def write_record(folder: Folder, record: Mapping[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter; a missing one is left out."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "captionlib": captionlib.__version__}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

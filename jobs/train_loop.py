@@ -23,6 +23,7 @@ from captionlib.vocabulary import PAD
 from jobs.fetch import read_bytes
 from jobs.train_data import Prepared, Split, stated_encoder
 from jobs.train_dev import DevEvaluation
+from jobs.train_failures import from_exception, position_of
 from jobs.train_model import build_model
 from jobs.train_state import EpochSums, Standing, restore, save
 from jobs.train_teachers import build_teachers
@@ -35,7 +36,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
 
     Such a fault is returned, not raised: Ray Train would try again, with the same data.
     """
-    import ray.train
+    import ray
     import ray.train.torch
 
     prepared: Prepared = config["prepared"]
@@ -44,18 +45,26 @@ def train_worker(config: dict[str, Any]) -> str | None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what is gathered goes over the current device
     torch.set_num_threads(config["cpus_per_worker"])
-    worker = Worker(
-        prepared,
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=device,
-        num_threads=config["cpus_per_worker"],
-        board=config["board"],
-    )
+    board, rank = config["board"], context.get_world_rank()
+    ray.get(board.at.remote(rank, position_of("start", 0, 0)))
+    worker = None
     try:
+        worker = Worker(
+            prepared,
+            rank=rank,
+            world_size=context.get_world_size(),
+            device=device,
+            num_threads=config["cpus_per_worker"],
+            board=board,
+        )
         worker.run()
     except NonFiniteLossError as error:
+        assert worker is not None
         return worker.blame(error)
+    except Exception as error:
+        position = position_of("start", 0, 0) if worker is None else worker.position
+        ray.get(board.raised.remote(rank, from_exception(error, position)))
+        raise
     return None
 
 
@@ -96,6 +105,7 @@ class Worker:
         )
         torch.manual_seed(self.settings.seed + 1 + self.rank)  # but drops out differently
         self._last_save = time.monotonic()
+        self.position = position_of("start", 0, 0)
 
     def run(self) -> None:
         """All epochs that are left."""
@@ -110,7 +120,7 @@ class Worker:
             row = self._row()
             history.append(row)
             self.standing.sums = EpochSums()
-            save(self.learner, self.standing, row, self.rank)
+            save(self.learner, self.standing, row, self.rank, self._enter)
             self._last_save = time.monotonic()
             self._post({"text": self._describe(row), "history": history})
         if has_stopped_early(history, self.settings):
@@ -180,7 +190,9 @@ class Worker:
         batches = self.batches.epoch(epoch, first_step=sums.steps)
         here, began, last_post = 0, time.monotonic(), time.monotonic()
         with contextlib.closing(ahead(batches)) as upcoming:
+            self._enter("data", wait=False)
             for batch in upcoming:
+                self._enter("step", wait=False)
                 loss, words = self.learner.step(batch)
                 captions = int((batch.tokens[..., 0] != PAD).sum())
                 here += captions
@@ -194,8 +206,9 @@ class Worker:
                     last_post = now
                     self._post_step(epoch, here * self.world_size / (now - began))
                 if sums.steps < len(self.batches) and self._save_is_due():
-                    save(self.learner, self.standing, None, self.rank)
+                    save(self.learner, self.standing, None, self.rank, self._enter)
                     self._last_save = time.monotonic()
+                self.position = position_of("data", self.learner.step_number, epoch + 1)
 
     def _row(self) -> dict[str, Any]:
         """The metrics of the epoch whose steps are done."""
@@ -210,6 +223,7 @@ class Worker:
         }
         if sums.rewards:
             row["reward"] = sums.reward / sums.rewards
+        self._enter("dev evaluation")
         row |= self.dev.evaluate(self.learner)
         row["captions_per_second"] = sums.captions / sums.seconds
         row["train_seconds"] = sums.seconds
@@ -227,6 +241,20 @@ class Worker:
             dist.broadcast(flag, 0)
             due = bool(flag.item())
         return due
+
+    def _enter(self, phase: str, *, wait: bool = True) -> None:
+        """A phase begins. Nobody waits for the news of a step, which are many."""
+        import ray
+
+        # The checkpoint at an epoch's end is written when the epoch is in the history already.
+        is_over = phase in ("checkpoint", "report") and self.learner.step_number == len(self.standing.history) * len(
+            self.batches
+        )
+        epoch = len(self.standing.history) + (0 if is_over else 1)
+        self.position = position_of(phase, self.learner.step_number, epoch)
+        told = self.board.at.remote(self.rank, self.position)
+        if wait:
+            ray.get(told)
 
     # ---- what a person sees ----
 

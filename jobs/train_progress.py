@@ -14,15 +14,42 @@ from types import TracebackType
 from typing import Any
 
 from jobs.progress import SECONDS_BETWEEN_LINES, format_seconds
+from jobs.storage import Folder
+from jobs.train_failures import Failure, FailureLog, Position
 
 _POLL_SECONDS = 0.5
+FAILURES = "failures"
+"""The folder of tracebacks, in the run's folder."""
 
 
 class Board:
     """The events that worker 0 has posted and the driver has not yet taken. Runs as a Ray actor without a CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_failures: int = 0) -> None:
         self.events: list[dict[str, Any]] = []
+        self.failures = FailureLog(max_failures)
+
+    def at(self, rank: int, position: Position) -> None:
+        """A worker has come to a position."""
+        self.failures.at(rank, position)
+
+    def raised(self, rank: int, failure: Failure) -> None:
+        """A worker is about to raise an exception."""
+        self.failures.raised[rank] = failure
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is stored."""
+        self.failures.saved(step)
+
+    def failed(self, errors: dict[int, tuple[str, bool]]) -> bool:
+        """Ray Train has seen workers fail; whether it is the same failure again."""
+        event = self.failures.add(errors)
+        self.events.append(event)
+        return bool(event["repeated"])
+
+    def last_failure(self) -> dict[str, Any] | None:
+        """The newest failure's event."""
+        return self.failures.last
 
     def post(self, event: dict[str, Any]) -> None:
         """Add an event."""
@@ -39,16 +66,19 @@ class TrainProgress:
 
     Args:
         keep: called with the rows of all finished epochs, when there is one more.
+        run: the run's folder, for the tracebacks of failures.
+        max_failures: restarts that are allowed.
     """
 
-    def __init__(self, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    def __init__(self, keep: Callable[[list[dict[str, Any]]], None], run: str, max_failures: int) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         # On this machine, since others may be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+        self.board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote(max_failures)
         self._keep = keep
+        self._folder = Folder.of(run) / FAILURES
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._bar: Any = None
@@ -83,6 +113,9 @@ class TrainProgress:
                 self._show(event)
 
     def _show(self, event: dict[str, Any]) -> None:
+        if "failure" in event:
+            self._say(self._describe_failure(event))
+            return
         if "text" in event:
             self._say(event["text"])
             if "history" in event:
@@ -96,6 +129,15 @@ class TrainProgress:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             place = f"epoch {event['epoch']}/{event['epochs']}, step {event['step']:,}/{event['num_steps']:,}"
             self._say(f"{place}, {text}, {left}")
+
+    def _describe_failure(self, event: dict[str, Any]) -> str:
+        """One line; the traceback goes into a file that it names."""
+        try:
+            self._folder.write(event["file"], event["trace"].encode())
+            trace = f"Traceback: {self._folder.url}/{event['file']}"
+        except OSError as error:
+            trace = f"Its traceback could not be written: {error}"
+        return f"{event['worker']} failed {event['where']}: {event['failure']['error']}. {event['then']}. {trace}"
 
     def _say(self, text: str) -> None:
         if self._bar is not None:

@@ -99,16 +99,18 @@ def fit(settings: TrainSettings, prepared: Prepared, keep: Callable[[list[dict[s
 
 
 def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[[list[dict[str, Any]]], None]) -> Any:
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+    from jobs.train_failures import FailureCallback
     from jobs.train_loop import train_worker
-    from jobs.train_progress import TrainProgress
+    from jobs.train_progress import FAILURES, TrainProgress
     from jobs.train_state import SCORE
 
     elastic = None if settings.min_workers is None else (settings.min_workers, settings.num_workers)
-    with TrainProgress(keep) as progress:
+    with TrainProgress(keep, settings.run, settings.max_failures) as progress:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"prepared": prepared, "cpus_per_worker": cpus, "board": progress.board},
@@ -123,11 +125,19 @@ def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[
                 checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
                 failure_config=FailureConfig(max_failures=settings.max_failures),
                 worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
+                callbacks=[FailureCallback(progress.board)],
             ),
         )
         try:
             result = _interruptible(trainer.fit)
         except TrainingFailedError as error:
+            last = ray.get(progress.board.last_failure.remote())
+            if last is not None and last["repeated"]:
+                raise Stopped(
+                    f"the same error twice {last['where']}: {last['failure']['error']}. Another restart would not "
+                    f"help. Look at {settings.run}/{FAILURES}/{last['file']} and remove the cause; the same "
+                    f"command then goes on from the last checkpoint in {settings.run}"
+                ) from error
             causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
             last_line = (str(causes[0]).strip().splitlines() or [type(causes[0]).__name__])[-1]
             raise Stopped(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,18 @@ def add_up(values: list[float], world_size: int) -> list[float]:
     return [float(value) for value in sums]
 
 
-def save(learner: Learner, standing: Standing, row: dict[str, Any] | None, rank: int) -> None:
+def save(
+    learner: Learner, standing: Standing, row: dict[str, Any] | None, rank: int, enter: Callable[[str], None]
+) -> None:
     """Hand a checkpoint to Ray Train. All workers must call it together.
 
     Args:
         row: of the epoch that has just ended; None within an epoch.
+        enter: called with the name of each phase as it begins.
     """
     import ray.train
 
+    enter("checkpoint")
     world_size = learner.world_size
     generators = [_random_state()]
     if world_size > 1:
@@ -94,6 +99,7 @@ def save(learner: Learner, standing: Standing, row: dict[str, Any] | None, rank:
     epoch, step = len(standing.history), learner.step_number
     metrics = {"epoch": epoch, "step": step, SCORE: _NO_SCORE} if row is None else {**row, "step": step}
     if rank != 0:
+        enter("report")
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as directory:
@@ -101,6 +107,7 @@ def save(learner: Learner, standing: Standing, row: dict[str, Any] | None, rank:
         torch.save(state, Path(directory) / STATE)
         (Path(directory) / HISTORY).write_text(json.dumps(standing.history))
         checkpoint = ray.train.Checkpoint.from_directory(directory)
+        enter("report")
         ray.train.report(metrics, checkpoint=checkpoint)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
+from captionlib import __version__
 from captionlib.metrics import bleu, cider_d, rouge_l
 from captionlib.metrics.bleu import BleuStats
 from captionlib.metrics.cider_d import CiderDStats
@@ -155,6 +155,6 @@ def signature(num_references: Sequence[int]) -> str:
             "bleu:corpus,closest",
             f"rouge_l:beta{rouge_l.BETA}",
             f"cider_d:n{cider_d.MAX_ORDER},sigma{cider_d.SIGMA:g},df:corpus",
-            f"captionlib:{version('captionlib')}",
+            f"captionlib:{__version__}",
         )
     )
