@@ -131,7 +131,7 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
     if target_side is not None and target_side < 1:
         raise ValueError(f"target_side must be at least 1 pixel, got {target_side}")
     reader = _recognize(data)
-    _silence_pillow()
+    silence_pillow()
     try:
         image = reader(io.BytesIO(data), "")  # `Image.open` would judge the size before the scale is chosen
         width, height = image.size
@@ -159,6 +159,29 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
     return DecodedImage(rgb, height, width) if orientation >= 5 else DecodedImage(rgb, width, height)
 
 
+@dataclass(frozen=True)
+class DecodedPixels:
+    """A picture as an array, and the size that its file has."""
+
+    pixels: np.ndarray
+    """HWC uint8 RGB in [0, 255], upright; smaller than `width` × `height` if it was reduced while it was decoded."""
+    width: int
+    """In pixels, as stored, after the EXIF turn."""
+    height: int
+    """In pixels, as stored, after the EXIF turn."""
+
+
+def decode_pixels(data: bytes, *, target_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedPixels:
+    """As `decode_image`, with the same pixels and the same errors, into an array: faster for most JPEG files."""
+    from captionlib.plain_jpegs import decode_plain_jpeg
+
+    pixels = decode_plain_jpeg(data, target_side, max_pixels)
+    if pixels is not None:
+        return DecodedPixels(pixels, pixels.shape[1], pixels.shape[0])
+    decoded = decode_image(data, target_side=target_side, max_pixels=max_pixels)
+    return DecodedPixels(np.asarray(decoded.image), decoded.width, decoded.height)
+
+
 def begins_as_image(data: bytes) -> bool:
     """Whether a file that begins with these bytes, 64 at least, may be a picture that `decode_image` reads."""
     return any(re.match(signature, data, re.DOTALL) for signature in _READ.values())
@@ -178,7 +201,7 @@ def _recognize(data: bytes) -> type[ImageFile]:
     raise ImageDecodeError("NotAnImage", f"{len(data)} bytes that begin with {data[:16]!r}")
 
 
-def _silence_pillow() -> None:
+def silence_pillow() -> None:
     """Pillow warns of damaged metadata, image by image; only pixels count here.
 
     The filter is for Pillow's modules and stays: `warnings.catch_warnings` would also swallow the warnings of

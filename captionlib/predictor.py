@@ -22,7 +22,7 @@ from captionlib.checkpoints import Checkpoint, load_checkpoint, load_weights, re
 from captionlib.config import EngineKind, SearchConfig
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder
-from captionlib.images import decode_image, to_rgb
+from captionlib.images import decode_image, decode_pixels, to_rgb
 from captionlib.runtime import EncoderEngine, build_engine
 from captionlib.search import Hypothesis
 from captionlib.text import detokenize
@@ -134,7 +134,7 @@ class Predictor:
         """
         if not images:
             return []
-        pixels = np.stack([to_pixels(self._open(image), self.preprocessing) for image in images])
+        pixels = np.stack([self._to_pixels(image) for image in images])
         return self.caption_pixels(pixels, search, image_ids)
 
     def caption_pixels(
@@ -199,6 +199,14 @@ class Predictor:
     def _read(self, hypothesis: Hypothesis) -> Caption:
         words = self.vocabulary.decode(hypothesis.tokens)
         return Caption(detokenize(words), hypothesis.log_prob, len(words))
+
+    def _to_pixels(self, image: Image | str | os.PathLike[str] | bytes) -> np.ndarray:
+        """uint8 (S, S, 3)."""
+        if isinstance(image, (str, os.PathLike)):
+            image = Path(image).read_bytes()
+        if isinstance(image, bytes):
+            return to_pixels(decode_pixels(image, target_side=self.preprocessing.size).pixels, self.preprocessing)
+        return to_pixels(self._open(image), self.preprocessing)
 
     def _open(self, image: Image | str | os.PathLike[str] | bytes) -> Image:
         if isinstance(image, (str, os.PathLike)):

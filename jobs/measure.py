@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captionlib.images import ImageDecodeError, decode_image
+from captionlib.images import ImageDecodeError, decode_pixels
 from captionlib.transforms import to_pixels
 from jobs.fetch import InputFault, is_local
 from jobs.listing import Listed
@@ -224,6 +224,6 @@ def _fetch(image: Listed) -> bytes | None:
 
 def _decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray | None:
     try:
-        return to_pixels(decode_image(data, target_side=preprocessing.size).image, preprocessing)
+        return to_pixels(decode_pixels(data, target_side=preprocessing.size).pixels, preprocessing)
     except ImageDecodeError:
         return None

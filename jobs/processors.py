@@ -151,12 +151,10 @@ class EncodeImages:
 
     def _crops(self, pixels: np.ndarray, image_ids: Sequence[int], number: int) -> np.ndarray:
         """A random crop of each image, the same whenever and wherever the image is encoded."""
-        from PIL import Image
-
         from captionlib.transforms import augment
 
         seen = [
-            augment(Image.fromarray(image), self.encoder.preprocessing, np.random.default_rng((number, image_id)))
+            augment(image, self.encoder.preprocessing, np.random.default_rng((number, image_id)))
             for image, image_id in zip(pixels, image_ids, strict=True)
         ]
         return np.stack(seen)

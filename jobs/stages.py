@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captionlib.images import ImageDecodeError, decode_image
+from captionlib.images import ImageDecodeError, decode_pixels
 from captionlib.jpegs import plain_jpeg
 from captionlib.transforms import to_pixels
 from jobs import schemas
@@ -168,8 +168,8 @@ class FetchAndDecode:
         with decoding:
             started = time.monotonic()
             try:
-                decoded = decode_image(data, target_side=self.preprocessing.size)
-                pixels = to_pixels(decoded.image, self.preprocessing)
+                decoded = decode_pixels(data, target_side=self.preprocessing.size)
+                pixels = to_pixels(decoded.pixels, self.preprocessing)
             except ImageDecodeError as fault:
                 return _Decoded(error=str(fault), read_seconds=read_seconds, decode_seconds=time.monotonic() - started)
             return _Decoded(pixels, decoded.width, decoded.height, None, read_seconds, time.monotonic() - started)

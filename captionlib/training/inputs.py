@@ -20,7 +20,7 @@ from torch import Tensor
 
 from captionlib.config import Preprocessing
 from captionlib.devices import to_device
-from captionlib.images import ImageDecodeError, decode_image
+from captionlib.images import ImageDecodeError, decode_pixels
 from captionlib.transforms import augment, to_pixels
 
 T = TypeVar("T")
@@ -110,9 +110,9 @@ class Photos:
         size = self.preprocessing.size
         try:
             if self.augmented:
-                image = decode_image(data, target_side=round(size / _SMALLEST_CROP**0.5)).image
+                image = decode_pixels(data, target_side=round(size / _SMALLEST_CROP**0.5)).pixels
                 return augment(image, self.preprocessing, np.random.default_rng(seed), min_area=_SMALLEST_CROP)
-            return to_pixels(decode_image(data, target_side=size).image, self.preprocessing)
+            return to_pixels(decode_pixels(data, target_side=size).pixels, self.preprocessing)
         except ImageDecodeError as error:
             raise ValueError(f"{path} cannot be trained on ({error}): leave it out of the captions") from error
 
