@@ -43,7 +43,7 @@ def suits(num_images: int, work: WorkSettings) -> bool:
     """
     gpus = len(glob.glob("/dev/nvidia[0-9]*"))
     few = FEW_ON_A_GPU if gpus else FEW
-    for_ray = (work.address, os.environ.get("RAY_ADDRESS"), work.num_actors, work.num_gpus, work.gpu_jpegs)
+    for_ray = (work.address, os.environ.get("RAY_ADDRESS"), work.num_actors, work.num_gpus)
     return num_images <= few and not any(for_ray) and not _ray_is_here() and gpus <= 1
 
 

@@ -51,6 +51,7 @@ def extract_features(settings: FeatureSettings) -> int:
     fingerprint = weights_fingerprint(load_encoder(encoder, settings.model))
     identity = {
         "schema_version": schemas.SCHEMA_VERSION,
+        "features": "binary float16",  # lists of numbers in earlier versions: one output has one kind
         "encoder": to_dict(encoder),
         "weights": fingerprint,
         "flip": settings.flip,

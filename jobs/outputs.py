@@ -63,7 +63,7 @@ class PartFiles:
         assert table.num_rows == ids.size, f"{table.num_rows} rows for {ids}"
         sink = pa.BufferOutputStream()
         # A dictionary and statistics of a tensor's values take three times as long as all else, and help nobody.
-        searchable = not any(pa.types.is_fixed_size_list(field.type) for field in table.schema)
+        searchable = not any(pa.types.is_fixed_size_binary(field.type) for field in table.schema)
         pq.write_table(
             table,
             sink,

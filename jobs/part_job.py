@@ -93,8 +93,6 @@ def run_job(job: PartJob, settings: PartSettings) -> Outcome:
     identity = dict(job.identity)
     if settings.source.columns:
         identity["columns"] = list(settings.source.columns)
-    if settings.work.gpu_jpegs:
-        identity["jpegs"] = "gpu"
     with reserved(output):
         stored = open_output(output, outputs, job.kind, identity, overwrite=settings.overwrite)
         manifest = list_inputs(sources, output, stored, job.sidecar)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from captionlib.jpegs import JpegDecoder
 from jobs import schemas
 from jobs.outputs import PartFiles
 from jobs.resources import Plan
@@ -38,8 +37,6 @@ class Pipeline:
     outputs: Mapping[str, PartFiles]
     plan: Plan
     sidecar: Sidecar | None = None
-    jpegs: JpegDecoder | None = None
-    """Of the actors, where `fetch` leaves JPEGs to them."""
 
     def receipts(self, parts: Sequence[Part]) -> Generator[dict[str, Any]]:
         """Do the parts, and yield a receipt (`schemas.RECEIPT`) for each as it comes in, in any order.
@@ -68,7 +65,7 @@ class Pipeline:
             )
             .map_batches(
                 PartWorker,
-                fn_constructor_args=(self.factory, self.outputs, self.sidecar, self.jpegs),
+                fn_constructor_args=(self.factory, self.outputs, self.sidecar),
                 batch_size=1,
                 batch_format="pyarrow",
                 # Two calls at once: one part is written while the model works on the next.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from captionlib.runtime import EncoderEngine
 
 
+_LARGEST_FLOAT16 = 65_504.0
 NOT_FINITE = "NotFinite: the model's probabilities for this image are not numbers"
 
 
@@ -137,8 +138,10 @@ class EncodeImages:
     def __init__(
         self, engine: EncoderEngine, encoder: EncoderConfig, *, flip: bool, crops: int, batch_size: int
     ) -> None:
+        from captionlib.cuda_engine import CudaEngine
+
         self.engine, self.encoder, self.flip, self.crops, self.batch_size = engine, encoder, flip, crops, batch_size
-        self.overlaps = False
+        self.overlaps = isinstance(engine, CudaEngine)
 
     def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
         """pixels uint8 (B, S, S, 3) → the column `features`, for the images and for their other views."""
@@ -160,15 +163,20 @@ class EncodeImages:
         return np.stack(seen)
 
     def _features(self, pixels: np.ndarray) -> pa.Array:
+        import torch
+
         width = self.encoder.num_positions * self.encoder.feature_dim
-        values = np.empty((len(pixels), width), np.float16)  # (B, N * D)
+        values = torch.empty(len(pixels), width, dtype=torch.float16)  # (B, N * D)
         for start in range(0, len(pixels), self.batch_size):
-            batch = self.engine(np.ascontiguousarray(pixels[start : start + self.batch_size])).cpu().numpy()
-            with np.errstate(over="ignore"):
-                values[start : start + self.batch_size] = batch.reshape(len(batch), width)
-        if not np.isfinite(values).all():
-            raise ValueError(f"{self.encoder.name} gives features beyond float16: take another of its outputs")
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
+            batch = self.engine(np.ascontiguousarray(pixels[start : start + self.batch_size])).flatten(1)
+            # Checked and rounded where it is: half as many bytes leave a GPU, and NumPy takes five times as long.
+            lowest, highest = batch.aminmax()  # NaN where one is among them
+            if not bool((lowest >= -_LARGEST_FLOAT16) & (highest <= _LARGEST_FLOAT16)):
+                raise ValueError(f"{self.encoder.name} gives features beyond float16: take another of its outputs")
+            values[start : start + self.batch_size] = batch.half()
+        return pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(2 * width), len(pixels), [None, pa.py_buffer(values.numpy())]
+        )
 
 
 def _check_sight(model: str) -> None:

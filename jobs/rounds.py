@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from captionlib.jpegs import JpegDecoder
 from jobs import beside
 from jobs.ledger import Ledger, Stopped
 from jobs.manifest import NO_COLUMNS, Manifest
@@ -66,8 +65,6 @@ def work_on(
         else:
             session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, progress.say))
             kind, resources = Pipeline, plan(session.nodes(), work.num_actors)
-            if work.gpu_jpegs and not resources.actor_gpus:
-                raise ValueError("--gpu-jpegs decodes on the actors' GPUs, and Ray finds none here: leave it out")
             progress.say(f"{num_todo:,} images to do, with {resources}")
         outcome.phases["ray"] = progress.seconds
         fetch = FetchAndDecode(
@@ -77,11 +74,9 @@ def work_on(
             resources.decode_threads,
             Sources(settings.inputs, settings.source).local_roots(),
             settings.source.image_column,
-            leave_jpegs=work.gpu_jpegs,
         )
-        jpegs = JpegDecoder(job.preprocessing) if work.gpu_jpegs else None
         factory = WithColumns(job.factory(resources), outcome.manifest.columns() or NO_COLUMNS)
-        pipeline = kind(fetch, factory, outputs, resources, job.sidecar, jpegs)
+        pipeline = kind(fetch, factory, outputs, resources, job.sidecar)
         ledger = Ledger(outcome.files, progress, faults.max_error_share, patience=8 + 2 * resources.num_actors)
         size = work.images_per_part or default_part_size(num_todo, resources)
         parts = [Part(ids, redo_errors=True) for ids in redo] + [Part(ids) for ids in cut(todo, size)]

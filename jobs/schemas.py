@@ -63,8 +63,7 @@ DECODED = pa.schema(
             ),
         ),
         ("side", pa.int32()),  # S
-        ("pixels", pa.large_binary()),  # uint8 (B, S, S, 3) of the B images without an error, or of those of them …
-        ("jpegs", pa.list_(pa.large_binary())),  # … that are null here, where a GPU decodes the others; else null
+        ("pixels", pa.large_binary()),  # uint8 (B, S, S, 3) of the B images without an error
         ("read_seconds", pa.float32()),  # summed over threads, as decode_seconds
         ("decode_seconds", pa.float32()),
     ]

@@ -34,7 +34,7 @@ def _hint(metavar: str, default: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSettings:
-    """How the work is shared out. The captions are the same whatever is chosen here, but for `gpu_jpegs`."""
+    """How the work is shared out. The captions are the same whatever is chosen here."""
 
     images_per_part: Annotated[int | None, _hint("INT", "up to 512, fewer when there are few")] = None
     """Images that are finished, or lost by a crash, together."""
@@ -48,8 +48,6 @@ class WorkSettings:
     """CPUs that Ray on this machine may use; on a cluster, how many to wait for before the work begins."""
     num_gpus: Annotated[int | None, _hint("INT", "all that are there")] = None
     """GPUs, likewise."""
-    gpu_jpegs: bool = False
-    """Decode JPEGs on the GPUs, where CPUs are too few to feed them. The pixels differ a little from a CPU's."""
 
     def __post_init__(self) -> None:
         for name in ("images_per_part", "batch_size", "num_actors", "num_cpus", "num_gpus"):

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captionlib.images import ImageDecodeError, decode_pixels
-from captionlib.jpegs import plain_jpeg
 from captionlib.transforms import to_pixels
 from jobs import schemas
 from jobs.fetch import Denied, InputFault, TransportFault, is_local
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from captionlib.config import Preprocessing
 
 logger = logging.getLogger(__name__)
-
-_JPEGS = schemas.DECODED.field("jpegs").type
 
 READ_THREADS_REMOTE = 16
 """A GET waits for most of its time; a dozen or two at once keep one decoding task busy."""
@@ -62,8 +59,6 @@ class FetchAndDecode:
     """Folders that every machine must see: without this, images elsewhere would count as not found."""
     image_column: str | None = None
     """Of Parquet files with images."""
-    leave_jpegs: bool = False
-    """Pass plain JPEGs on as they are, for the actors' GPUs to decode."""
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """One row of `schemas.PART` → one of `schemas.DECODED`.
@@ -111,8 +106,6 @@ class FetchAndDecode:
             "images": pa.ListArray.from_arrays(pa.array([0, len(images)], pa.int32()), facts_of_each),
             "pixels": _one_binary(pixels),
         }
-        if self.leave_jpegs:
-            nested["jpegs"] = pa.array([[image.jpeg for image in images if image.error is None]], _JPEGS)
         return pa.table(
             {
                 field.name: nested.get(field.name, pa.array([row.get(field.name)], field.type))
@@ -163,8 +156,6 @@ class FetchAndDecode:
         except InputFault as fault:
             return _Decoded(error=str(fault), read_seconds=time.monotonic() - started)
         read_seconds = time.monotonic() - started
-        if self.leave_jpegs and (plain := plain_jpeg(data)):
-            return _Decoded(None, plain.width, plain.height, None, read_seconds, 0.0, data)
         with decoding:
             started = time.monotonic()
             try:
@@ -184,8 +175,6 @@ class _Decoded:
     error: str | None = None
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
-    jpeg: bytes | None = None
-    """The file instead of its pixels."""
 
 
 def _put_off(part: Mapping[str, Any], status: str, reason: str) -> pa.Table:

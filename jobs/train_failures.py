@@ -16,6 +16,8 @@ from typing import Any
 
 from ray.train import UserCallback
 
+_MACHINE_LOST = "its machine was lost"
+
 
 @dataclass(frozen=True)
 class Position:
@@ -44,6 +46,8 @@ class Failure:
     def is_like(self, other: Failure | None) -> bool:
         """Whether it is the same error in the same phase at the same step."""
         if other is None or self.died != other.died or self.position.phase != other.position.phase:
+            return False
+        if self.error == _MACHINE_LOST:  # no fault of the run, however often it happens
             return False
         # Numbers in the text, such as addresses or free bytes, differ from one time to the next.
         same_text = re.sub(r"0x[0-9a-f]+|[\d.]+", "#", self.error) == re.sub(r"0x[0-9a-f]+|[\d.]+", "#", other.error)
@@ -84,6 +88,8 @@ class FailureLog:
         self.positions[rank] = position
         if position.phase == "start":
             self.raised.pop(rank, None)
+            # It starts where the last checkpoint is, be it one of an earlier run in the same folder.
+            self.num_steps_saved = max(self.num_steps_saved, position.step)
 
     def saved(self, step: int) -> None:
         """A checkpoint is stored."""
@@ -140,7 +146,7 @@ class FailureLog:
 
 def _how_it_died(text: str) -> str:
     if "node has died" in text or "node was terminated" in text or "died because its node" in text:
-        return "its machine was lost"
+        return _MACHINE_LOST
     if "low on memory" in text or "OutOfMemory" in text:
         return "Ray killed its process, because the machine was low on memory"
     return "its process died without an exception (killed, perhaps for want of memory)"

@@ -44,7 +44,9 @@ def train_worker(config: dict[str, Any]) -> str | None:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what is gathered goes over the current device
-    torch.set_num_threads(config["cpus_per_worker"])
+    # Beside a GPU the CPUs decode photos in threads, which must not start threads of their own.
+    torch.set_num_threads(1 if device.type == "cuda" else config["cpus_per_worker"])
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, where the products are not in bfloat16
     board, rank = config["board"], context.get_world_rank()
     ray.get(board.at.remote(rank, position_of("start", 0, 0)))
     worker = None
@@ -111,6 +113,7 @@ class Worker:
         """All epochs that are left."""
         self.standing = restore(self.learner, self.rank)
         history = self.standing.history
+        self._enter("start")
         if history or self.standing.sums.steps:
             self._post({"text": self._where_we_are(), "history": history})
         while not is_over(history, self.settings):

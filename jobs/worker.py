@@ -18,10 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captionlib.jpegs import JpegDecoder
 from jobs import schemas
 from jobs.fetch import Denied
-from jobs.gpu_decoding import with_decoded
 from jobs.metrics import Metrics
 from jobs.outputs import PartFiles, replace_rows
 from jobs.ranges import IdRange
@@ -83,7 +81,6 @@ class PartWorker:
         outputs: by folder name, in one folder. The last one's file is what says that a part is finished, so it is
             written last.
         sidecar: writes captions beside the images too.
-        jpegs: decodes the JPEGs that come as they are.
     """
 
     def __init__(
@@ -91,16 +88,10 @@ class PartWorker:
         factory: ProcessorFactory,
         outputs: Mapping[str, PartFiles],
         sidecar: Sidecar | None = None,
-        jpegs: JpegDecoder | None = None,
     ) -> None:
-        if jpegs is not None:
-            try:
-                jpegs.check()
-            except ValueError as error:
-                raise ValueError(f"{error}: leave out --gpu-jpegs") from error
         self.processor = factory.load()
         self.schemas = factory.schemas()
-        self.outputs, self.sidecar, self.jpegs = outputs, sidecar, jpegs
+        self.outputs, self.sidecar = outputs, sidecar
         self.output = next(iter(outputs.values())).folder.parent
         self.metrics = Metrics(self.output.url)
         # An actor may write one part while the model works on the next.
@@ -110,7 +101,7 @@ class PartWorker:
     def __call__(self, parts: pa.Table) -> pa.Table:
         """One row of `schemas.DECODED` → one of `schemas.RECEIPT`."""
         assert parts.num_rows == 1, f"{parts.num_rows} parts at once"
-        part = parts.drop_columns(["images", "pixels", "jpegs"]).to_pylist()[0]
+        part = parts.drop_columns(["images", "pixels"]).to_pylist()[0]
         nothing = {"done": 0, "failed": 0, "model_seconds": 0.0, "write_seconds": 0.0}
         receipt = {name: part[name] for name in schemas.RECEIPT.names if name in part}
         receipt |= nothing | {"node": self.node}
@@ -122,9 +113,7 @@ class PartWorker:
                     [receipt | {"status": "denied", "reason": str(error)}], schema=schemas.RECEIPT
                 )
             try:
-                receipt |= self._work(
-                    part, parts.column("images")[0].values, parts.column("pixels")[0], parts.column("jpegs")[0]
-                )
+                receipt |= self._work(part, parts.column("images")[0].values, parts.column("pixels")[0])
                 self.metrics.count(receipt)
             except Exception as error:
                 # Not committed, so not lost: the driver tries the part again, and says so if it never works.
@@ -132,25 +121,17 @@ class PartWorker:
                 receipt |= {"status": "deferred", "reason": f"{type(error).__name__}: {error}"[:500]}
         return pa.Table.from_pylist([receipt], schema=schemas.RECEIPT)
 
-    def _work(
-        self, part: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar, jpegs: pa.Scalar
-    ) -> dict[str, Any]:
+    def _work(self, part: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar) -> dict[str, Any]:
         """Let the model work on a part, and write it.
 
         Args:
             images: `images` of `schemas.DECODED`.
             pixels: uint8 (B, S, S, 3) as bytes, of those without an error.
-            jpegs: those of them that are not decoded yet, if there may be any.
         """
         ids = IdRange(part["first"], part["last"])
         facts = {field.name: images.field(field.name) for field in images.type}
         # (B, S, S, 3), in Ray's shared memory.
         batch = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(-1, part["side"], part["side"], 3)
-        decoding = time.monotonic()
-        if jpegs.is_valid:
-            assert self.jpegs is not None, "JPEGs, and nothing to decode them"
-            batch, facts["error"] = with_decoded(self.jpegs, batch, jpegs.values, facts)
-        decode_seconds = part["decode_seconds"] + time.monotonic() - decoding
         good = facts["error"].is_null().to_numpy(zero_copy_only=False)
         with self.turn:
             started = time.monotonic()
@@ -173,7 +154,7 @@ class PartWorker:
             "status": "committed",
             "done": errors.null_count,
             "failed": len(errors) - errors.null_count,
-            "decode_seconds": decode_seconds,
+            "decode_seconds": part["decode_seconds"],
             "model_seconds": worked - started,
             "write_seconds": time.monotonic() - writing,
         }

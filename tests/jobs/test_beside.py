@@ -32,7 +32,6 @@ def _no_ray_here(monkeypatch):
         (1, {"address": "local"}, False),
         (1, {"num_gpus": 1}, False),
         (1, {"num_actors": 1}, False),
-        (1, {"gpu_jpegs": True}, False),
     ],
 )
 def test_few_images_unless_something_asks_for_ray(num_images, work, expected, monkeypatch):

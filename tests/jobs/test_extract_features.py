@@ -80,7 +80,7 @@ def test_the_encoder_of_the_checkpoint_that_ships(tmp_path, make_images):
     store = open_features(str(output))
     assert store.fingerprint == weights_fingerprint(load_encoder(store.encoder, "default"))
     file = pq.ParquetFile(next((output / "features").glob("*.parquet")))
-    values = file.metadata.row_group(0).column(file.schema.names.index("element"))
+    values = file.metadata.row_group(0).column(file.schema.names.index("features"))
     assert "RLE_DICTIONARY" not in values.encodings  # it would cost three times the writing
 
 

@@ -129,16 +129,6 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(tmp_path, make_ima
     assert (output / "notes.txt").exists()
 
 
-def test_jpegs_on_gpus_need_gpus_and_an_output_of_their_own(tmp_path, make_images):
-    source, output = make_images(3), tmp_path / "out"
-    with pytest.raises(ValueError, match="--gpu-jpegs decodes on the actors' GPUs, and Ray finds none here"):
-        run_stub(source, output, work={"gpu_jpegs": True})
-    run_stub(source, output)  # has no row yet, so it may have other settings
-    assert_every_image_once(output, 3)
-    with pytest.raises(ValueError, match="was made with other settings.*jpegs is"):
-        run_stub(source, output, work={"gpu_jpegs": True})
-
-
 def test_failed_images_are_tried_again_on_request(tmp_path, make_images):
     source, output = make_images(12), tmp_path / "out"
     for name in ("aa.jpg", "zz.jpg"):

@@ -12,7 +12,6 @@ from PIL import Image
 from stubs import StubFactory
 
 from captionlib.config import Preprocessing, SearchConfig
-from captionlib.jpegs import JpegDecoder
 from jobs import fetch, schemas
 from jobs.listing import Listed
 from jobs.manifest import Manifest
@@ -140,47 +139,6 @@ def test_what_nobody_foresaw_puts_the_part_off(stages, make_images, monkeypatch)
     (receipt,) = work(decoded).to_pylist()
     assert (receipt["status"], receipt["reason"]) == ("deferred", "ZeroDivisionError: division by zero")
     assert work.outputs["captions"].finished() == []
-
-
-def test_jpegs_that_the_actor_decodes_keep_their_places(stages, make_images):
-    source = make_images(5)
-    Image.new("RGB", (20, 10), (100, 200, 50)).save(source / "0001.jpg", "PNG")  # by its bytes
-    (source / "0002.jpg").write_bytes(b"")
-    jpeg = (source / "0003.jpg").read_bytes()
-    (source / "0003.jpg").write_bytes(jpeg.replace(b"\xff\xdb", b"\xff\xe5"))  # a whole file without a picture
-    decode, work = stages(source)
-    work(decode(part(0, 4)))
-    expected = work.outputs["captions"].read(IdRange(0, 4)).to_pylist()
-
-    decode = dataclasses.replace(decode, leave_jpegs=True)
-    work.jpegs = JpegDecoder(decode.preprocessing, "cpu")
-    decoded = decode(part(0, 4))
-    assert decoded.schema == schemas.DECODED
-    (row,) = decoded.to_pylist()
-    assert [jpeg is not None for jpeg in row["jpegs"]] == [True, False, True, True]  # of the images without an error
-    assert len(row["pixels"]) == 16 * 16 * 3
-    (receipt,) = work(decoded).to_pylist()
-
-    assert (receipt["status"], receipt["done"], receipt["failed"]) == ("committed", 3, 2)
-    found = work.outputs["captions"].read(IdRange(0, 4)).to_pylist()
-    for one, other in zip(found, expected, strict=True):
-        assert (one["image_id"], one["error"]) == (other["image_id"], other["error"])
-        if other["caption"]:
-            assert (one["width"], one["height"]) == (other["width"], other["height"])
-            (i, *pixel), (j, *other_pixel) = (row["caption"].replace(":", "").split() for row in (one, other))
-            assert i == j
-            assert list(map(int, pixel)) == pytest.approx(list(map(int, other_pixel)), abs=2)
-
-
-def test_jpegs_none_of_which_can_be_decoded(stages, make_images):
-    source = make_images(1)
-    jpeg = (source / "0000.jpg").read_bytes()
-    (source / "0000.jpg").write_bytes(jpeg.replace(b"\xff\xdb", b"\xff\xe5"))
-    decode, work = stages(source)
-    work.jpegs = JpegDecoder(decode.preprocessing, "cpu")
-    (receipt,) = work(dataclasses.replace(decode, leave_jpegs=True)(part(0, 0))).to_pylist()
-    assert (receipt["status"], receipt["done"], receipt["failed"]) == ("committed", 0, 1)
-    assert work.outputs["captions"].read(IdRange(0, 0)).to_pylist()[0]["error"].startswith("CorruptImage: ")
 
 
 def test_a_machine_that_does_not_see_the_input_says_so(tmp_path):

@@ -41,7 +41,7 @@ def write_job(folder: Path, name: str, start: int = 0, count: int = 4, failed: i
         {
             "image_id": i,
             "path": f"photos/{i}.jpg",
-            "features": None if i == failed else values(1, i).ravel().astype(np.float16).tolist(),
+            "features": None if i == failed else values(1, i).astype(np.float16).tobytes(),
             "error": "NotAnImage" if i == failed else None,
         }
         for i in range(start, start + count)
