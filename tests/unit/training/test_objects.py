@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_an_encoder_learns_objects_and_a_resumed_learner_goes_on_equally() -> No
     for _ in range(4):
         first.step(batch)
     other = learner()
-    other.load_state_dict(first.state_dict())
+    other.load_state_dict(copy.deepcopy(first.state_dict()))
     for one in (first, other):
         torch.manual_seed(1)
         for _ in range(8):
