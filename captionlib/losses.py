@@ -31,6 +31,7 @@ def caption_loss(
     label_smoothing: float = 0.0,
     taught: Tensor | None = None,
     teacher_share: float = 0.0,
+    weights: Tensor | None = None,
 ) -> LossSums:
     """Cross-entropy of the next word.
 
@@ -40,16 +41,19 @@ def caption_loss(
         label_smoothing: share of the probability that goes to all words alike (Szegedy et al. 2016, section 7).
         taught: (M, V) the probabilities that teachers give the words (see `captionlib.training.distillation`).
         teacher_share: share of the objective that is cross-entropy with these.
+        weights: (M,) float, what each word counts in the objective; default: 1.
     """
     log_probs = logits.float().log_softmax(dim=-1)  # once for both sums: over a vocabulary it is what a loss costs
-    cross_entropy = F.nll_loss(log_probs, targets, reduction="sum")
+    cross_entropy = F.nll_loss(log_probs, targets, reduction="none")  # (M,)
     objective = cross_entropy
     if label_smoothing:
-        spread = -log_probs.mean(dim=-1).sum()
+        spread = -log_probs.mean(dim=-1)
         objective = (1 - label_smoothing) * cross_entropy + label_smoothing * spread
     if taught is not None:
-        objective = (1 - teacher_share) * objective - teacher_share * (taught * log_probs).sum()
-    return LossSums(objective, cross_entropy.detach(), targets.numel())
+        objective = (1 - teacher_share) * objective - teacher_share * (taught * log_probs).sum(dim=-1)
+    if weights is not None:
+        objective = objective * weights
+    return LossSums(objective.sum(), cross_entropy.detach().sum(), targets.numel())
 
 
 def doubly_stochastic_penalty(attention: Tensor) -> Tensor:

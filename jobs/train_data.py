@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from captionlib.checkpoints import Checkpoint, load_checkpoint, resolve_checkpoint
 from captionlib.config import EncoderConfig, ModelConfig, to_dict
-from captionlib.datasets import CaptionedImage, read_dataset
+from captionlib.datasets import CaptionedImage, read_dataset, read_objects
 from captionlib.features import FeatureStore, open_features
 from captionlib.text import tokenize
-from captionlib.training.selection import build_vocabulary, select_captions, select_known
+from captionlib.training.objects import ObjectLabels
+from captionlib.training.selection import build_vocabulary, has_allowed_length, is_known
 from captionlib.vocabulary import Vocabulary
 from jobs.storage import Folder
 from jobs.train_settings import TrainSettings
@@ -33,12 +34,27 @@ class Split:
     captions: list[tuple[str, ...]]
     """As people wrote them."""
     tokens: list[list[Sequence[str]]]
-    """The captions that count, per image at least one."""
+    """The captions that are learnt, per image at least one."""
+    weights: list[list[float]] | None = None
+    """How much each of these counts; None where all count 1."""
 
     @property
     def names(self) -> list[str]:
         """File names, for people."""
         return [os.path.basename(path) for path in self.paths]
+
+    def selected(self, keep: Callable[[Sequence[str]], bool]) -> Split:
+        """The same with only those captions for which `keep` is true; images without any are left out."""
+        chosen = [[k for k, caption in enumerate(of_image) if keep(caption)] for of_image in self.tokens]
+        images = [i for i, of_image in enumerate(chosen) if of_image]
+        weights = self.weights
+        return replace(
+            self,
+            paths=[self.paths[i] for i in images],
+            captions=[self.captions[i] for i in images],
+            tokens=[[self.tokens[i][k] for k in chosen[i]] for i in images],
+            weights=None if weights is None else [[weights[i][k] for k in chosen[i]] for i in images],
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,8 @@ class Prepared:
     """Of the checkpoint that these are from."""
     teachers: tuple[Checkpoint, ...] = ()
     """Captioners whose decoders teach."""
+    objects: ObjectLabels | None = None
+    """Of the training images, where objects are learnt, too."""
     left_out: str = ""
     """What the caption filter did, for a person; empty where it did nothing."""
 
@@ -72,9 +90,11 @@ class Prepared:
         """What was put in, wherever it lies: runs that differ in it are different runs."""
         digests = {}
         for name, split in (("train", self.train), ("dev", self.dev)):
-            text = json.dumps([split.names, split.tokens])
+            text = json.dumps([split.names, split.tokens] + ([] if split.weights is None else [split.weights]))
             digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
         taught = {"teachers": [teacher.fingerprint for teacher in self.teachers]} if self.teachers else {}
+        if self.objects is not None:
+            taught["objects"] = [self.objects.digest()]
         return taught | {
             "encoder": to_dict(self.encoder),
             "encoder_weights": self.encoder_fingerprint,
@@ -94,11 +114,16 @@ class Prepared:
                 f"images through an encoder trained from {stage} on" if stage else "images through a frozen encoder"
             )
         return (
-            f"train: {len(self.train.paths):,} images, {captions:,} captions{self.left_out}; "
+            f"train: {len(self.train.paths):,} images, {captions:,} captions{self.left_out}{self._objects()}; "
             f"dev: {len(self.dev.paths):,} images; vocabulary: {len(self.vocabulary):,} words\n"
             f"{source}: {encoder.name} {encoder.features}, {encoder.num_positions} x {encoder.feature_dim}; "
             f"decoder: {kind}"
         )
+
+    def _objects(self) -> str:
+        if self.objects is None:
+            return ""
+        return f", {len(self.objects.categories)} objects in {self.objects.num_labelled:,} of them"
 
 
 def prepare(settings: TrainSettings) -> Prepared:
@@ -131,10 +156,9 @@ def prepare(settings: TrainSettings) -> Prepared:
         else:
             _check_features(store, split.paths, name, settings.source)
     rules = settings.training.filter
-    tokens = _some_left(select_captions(train.tokens, rules))
-    vocabulary = build_vocabulary(tokens, settings.training) if start is None else start.vocabulary
-    tokens = _some_left(select_known(tokens, vocabulary, rules))
-    train, left_out = _keep(train, tokens)
+    everything, train = train, _some_left(train.selected(lambda caption: has_allowed_length(caption, rules)))
+    vocabulary = build_vocabulary(train.tokens, settings.training) if start is None else start.vocabulary
+    train = _some_left(train.selected(lambda caption: is_known(caption, vocabulary, rules)))
     for name, split in ((settings.data.train_split, train), (settings.data.dev_split, dev)):
         _check_shares(settings, len(split.paths), name)
     return Prepared(
@@ -151,7 +175,8 @@ def prepare(settings: TrainSettings) -> Prepared:
             load_teacher(source, vocabulary, encoder, fingerprint, from_pixels=settings.from_images)
             for source in settings.teachers
         ),
-        left_out=left_out,
+        objects=_objects(settings, train),
+        left_out=_left_out(everything, train),
     )
 
 
@@ -248,38 +273,44 @@ def _read_split(settings: TrainSettings, name: str) -> Split:
     )
     if not images:
         raise ValueError(f"the split {name!r} of {data.root or data.captions_file} holds no images")
+    learnt = [_tokens(image) for image in images]
     return Split(
         paths=[image.path for image in images],
         captions=[image.captions for image in images],
-        tokens=[_tokens(image) for image in images],
+        tokens=[[tokens for tokens, _ in captions] for captions in learnt],
+        weights=None if all(image.weights is None for image in images) else [[w for _, w in c] for c in learnt],
     )
 
 
-def _tokens(image: CaptionedImage) -> list[Sequence[str]]:
-    tokens: list[Sequence[str]] = [tokenize(caption) for caption in image.captions]
-    worded = [caption for caption in tokens if caption]
+def _tokens(image: CaptionedImage) -> list[tuple[Sequence[str], float]]:
+    """The words and the weight of each caption that has words."""
+    weights = image.weights or (1.0,) * len(image.captions)
+    tokens: list[tuple[Sequence[str], float]]
+    tokens = [(tokenize(caption), weight) for caption, weight in zip(image.captions, weights, strict=True)]
+    worded = [(words, weight) for words, weight in tokens if words]
     if not worded:
         raise ValueError(f"no caption of {image.path} has a word in it: {image.captions[:2]}")
     return worded
 
 
-def _some_left(tokens: list[list[Sequence[str]]]) -> list[list[Sequence[str]]]:
-    if not any(tokens):
+def _some_left(split: Split) -> Split:
+    if not split.paths:
         raise ValueError("the caption filter (--training.filter) leaves no caption: widen it")
-    return tokens
+    return split
 
 
-def _keep(split: Split, tokens: list[list[Sequence[str]]]) -> tuple[Split, str]:
-    """The images that have captions left, and a note on what has gone."""
-    kept = [i for i, of_image in enumerate(tokens) if of_image]
-    gone = sum(map(len, split.tokens)) - sum(map(len, tokens))
-    if not gone:
-        return split, ""
-    images = len(split.paths) - len(kept)
-    split = replace(
-        split,
-        paths=[split.paths[i] for i in kept],
-        captions=[split.captions[i] for i in kept],
-        tokens=[tokens[i] for i in kept],
-    )
-    return split, f" (the filter left out {gone:,} captions and all of {images:,} images)"
+def _left_out(before: Split, after: Split) -> str:
+    """A note on what the caption filter has left out; empty where that is nothing."""
+    gone = sum(map(len, before.tokens)) - sum(map(len, after.tokens))
+    images = len(before.paths) - len(after.paths)
+    return f" (the filter left out {gone:,} captions and all of {images:,} images)" if gone else ""
+
+
+def _objects(settings: TrainSettings, train: Split) -> ObjectLabels | None:
+    path = settings.data.objects_file
+    if path is None:
+        return None
+    labels = ObjectLabels.of(train.names, read_objects(path))
+    if not labels.num_labelled:
+        raise ValueError(f"{path} names none of the training images: its keys should be file names")
+    return labels

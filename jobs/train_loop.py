@@ -159,13 +159,16 @@ class Worker:
         return FeatureViews([store.array, *also], store.positions(split.paths))
 
     def _batches(self, split: Split, *, is_train: bool) -> CaptionBatches:
-        training = self.settings
+        training, objects = self.settings, self.prepared.objects
         return CaptionBatches(
             self._inputs(split, is_train=is_train),
             [[self.prepared.vocabulary.encode(caption) for caption in image] for image in split.tokens],
             images_per_step=training.images_per_step,
             choice=training.captions if is_train else "all",
             caption_index=training.caption_index,
+            captions_per_image=training.captions_per_image,
+            weights=split.weights if is_train else None,
+            objects=None if objects is None or not is_train else objects.labels,
             max_tokens=training.max_tokens,
             seed=training.seed,
             rank=self.rank,

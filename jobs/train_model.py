@@ -8,6 +8,7 @@ from captionlib.checkpoints import load_weights
 from captionlib.decoders import Decoder, build_decoder
 from captionlib.encoders import Encoder, build_encoder
 from captionlib.training.from_pixels import FromPixels
+from captionlib.training.objects import ObjectsHead
 from captionlib.vocabulary import BOS, EOS
 from jobs.train_data import Prepared
 
@@ -22,7 +23,10 @@ def build_model(prepared: Prepared) -> Decoder:
         return decoder
     encoder = starting_encoder(prepared)
     encoder.freeze_before(settings.encoder.train_from)
-    return FromPixels(encoder, decoder)
+    objects = None
+    if prepared.objects is not None:
+        objects = ObjectsHead(prepared.encoder.feature_dim, len(prepared.objects.categories))
+    return FromPixels(encoder, decoder, objects)
 
 
 def starting_encoder(prepared: Prepared) -> Encoder:

@@ -26,7 +26,7 @@ _MAY_DIFFER = {
     *("address", "num_workers", "min_workers", "cpus_per_worker", "use_gpu", "max_failures", "checkpoint_minutes"),
     *("run", "config", "source", "also_features", "start_from", "teachers"),
 }
-_DATA_MAY_DIFFER = {"root", "captions_file"}
+_DATA_MAY_DIFFER = {"root", "captions_file", "objects_file"}
 
 
 def check_run(settings: TrainSettings, prepared: Prepared) -> bool:

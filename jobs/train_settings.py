@@ -23,6 +23,9 @@ class DataSettings:
     """The dataset's folder, such as the one with Flickr8k.token.txt."""
     captions_file: str | None = None
     """The captions, where they are not in their usual place below the root."""
+    objects_file: str | None = None
+    """A JSON object: a training image's file name to the list of objects in it. Images that it does not name may show
+    anything. For --training.objects-weight."""
     train_split: str = "train"
     dev_split: str = "dev"
 
@@ -109,6 +112,10 @@ class TrainSettings:
             raise ValueError(
                 "--encoder.train-from and --encoder.no-augment are for --from-images: features stay as they are"
             )
+        if (self.data.objects_file is None) != (self.training.objects_weight == 0):
+            raise ValueError("--data.objects-file and --training.objects-weight go together: give both or neither")
+        if self.data.objects_file is not None and self.encoder.train_from is None:
+            raise ValueError("objects train the encoder: --data.objects-file needs --encoder.train-from")
         if self.start_from is not None and self.encoder.checkpoint is not None:
             raise ValueError("--start-from brings its own encoder: leave out --encoder.checkpoint")
         if self.teachers and self.training.self_critical.weight:
@@ -134,7 +141,12 @@ class TrainSettings:
         def checkpoint(source: str | None) -> str | None:
             return source if source == "default" else absolute(source)
 
-        data = replace(self.data, root=absolute(self.data.root), captions_file=absolute(self.data.captions_file))
+        data = replace(
+            self.data,
+            root=absolute(self.data.root),
+            captions_file=absolute(self.data.captions_file),
+            objects_file=absolute(self.data.objects_file),
+        )
         return replace(
             self,
             source=Folder.of(self.source).url,

@@ -8,10 +8,11 @@ from captionlib.datasets.coco import read_coco
 from captionlib.datasets.files import Source
 from captionlib.datasets.flickr import read_flickr8k, read_flickr30k
 from captionlib.datasets.karpathy import read_karpathy
+from captionlib.datasets.objects import read_objects
 from captionlib.datasets.records import CaptionedImage, DatasetError, canonical_split
 from captionlib.datasets.table import read_csv, read_parquet
 
-__all__ = ["READERS", "CaptionedImage", "DatasetError", "Source", "read_dataset"]
+__all__ = ["READERS", "CaptionedImage", "DatasetError", "Source", "read_dataset", "read_objects"]
 
 READERS: dict[str, Callable[[Source], list[CaptionedImage]]] = {
     "flickr8k": read_flickr8k,

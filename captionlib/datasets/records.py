@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ class CaptionedImage:
     """At least one, none empty; runs of white space are one space; otherwise as written."""
     split: str | None = None
     """`train`, `dev` or `test`; None where the dataset does not say."""
+    weights: tuple[float, ...] | None = None
+    """How much each caption counts in training; None where all count 1."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class CaptionRow:
     """The image's name as the file gives it."""
     caption: str
     split: str | None = None
+    weight: float = 1.0
+    """How much it counts in training."""
 
 
 def canonical_split(name: str, where: str) -> str:
@@ -65,9 +70,10 @@ def group_by_image(rows: Iterable[CaptionRow], images_root: str | None) -> dict[
     """Rows of one image joined into its record, keyed by the image's name, in order of first appearance.
 
     Raises:
-        DatasetError: an empty name or caption; an image that is in two splits.
+        DatasetError: an empty name or caption; an image that is in two splits; a weight that is not positive.
     """
     captions: dict[str, list[str]] = {}
+    weights: dict[str, list[float]] = {}
     splits: dict[str, str | None] = {}
     for row in rows:
         name, caption = row.name.strip(), " ".join(row.caption.split())
@@ -75,13 +81,20 @@ def group_by_image(rows: Iterable[CaptionRow], images_root: str | None) -> dict[
             raise DatasetError(f"{row.where}: no image name")
         if not caption:
             raise DatasetError(f"{row.where}: empty caption of {name!r}; remove the line, or write a caption")
+        if not 0 < row.weight < math.inf:
+            raise DatasetError(f"{row.where}: the weight {row.weight:g} is not a positive number; leave the line out")
         captions.setdefault(name, []).append(caption)
+        weights.setdefault(name, []).append(row.weight)
         if splits.setdefault(name, row.split) != row.split:
             raise DatasetError(f"{row.where}: {name!r} is in two splits, {splits[name]} and {row.split}")
     return {
-        name: CaptionedImage(join_path(images_root, name), tuple(texts), splits[name])
+        name: CaptionedImage(join_path(images_root, name), tuple(texts), splits[name], _weights(weights[name]))
         for name, texts in captions.items()
     }
+
+
+def _weights(weights: list[float]) -> tuple[float, ...] | None:
+    return None if all(weight == 1 for weight in weights) else tuple(weights)
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:

@@ -1,4 +1,8 @@
-"""Captions in a plain table, CSV or Parquet: a row per caption, or per image with a list of captions."""
+"""Captions in a plain table, CSV or Parquet: a row per caption, or per image with a list of captions.
+
+A table can mix several datasets. Its paths are relative to one root, or absolute, or URLs, each row says which split it
+belongs to, and how much it counts in training.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import csv
 import io
 import posixpath
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import fsspec
@@ -24,10 +29,11 @@ from captionlib.datasets.records import (
 PATH_COLUMNS = ("path", "image", "image_name", "image_path", "file_name", "filename")
 CAPTION_COLUMNS = ("caption", "captions", "comment", "text")
 SPLIT_COLUMN = "split"
+WEIGHT_COLUMN = "weight"
 
 
 def read_csv(source: Source) -> list[CaptionedImage]:
-    """A comma-separated file with a header: columns for path and caption, and `split` where there is one."""
+    """A comma-separated file with a header: columns for path and caption; `split` and `weight` where they exist."""
     path = locate(source.captions_file, None, (), "a CSV file of paths and captions", "captions_file")
     return _select(csv_rows(path, read_text(path)), path, source)
 
@@ -61,7 +67,7 @@ def csv_rows(path: str, text: str) -> Iterator[CaptionRow]:
                 continue
             if header is None:
                 header = [cell.strip().lower() for cell in cells]
-                path_at, caption_at, split_at = _columns(header, where)
+                path_at, caption_at, split_at, weight_at = _columns(header, where)
                 continue
             if len(cells) != len(header):
                 raise DatasetError(
@@ -69,7 +75,8 @@ def csv_rows(path: str, text: str) -> Iterator[CaptionRow]:
                     f'({", ".join(header)}); a caption that holds a comma needs quotes: "a, b"'
                 )
             split = None if split_at is None else _split(cells[split_at], where)
-            yield CaptionRow(where, cells[path_at], cells[caption_at], split)
+            weight = 1.0 if weight_at is None else _weight(cells[weight_at], where)
+            yield CaptionRow(where, cells[path_at], cells[caption_at], split, weight)
     except csv.Error as error:
         raise DatasetError(f"{path}:{reader.line_num}: not CSV: {error}") from None
     if header is None:
@@ -83,22 +90,22 @@ def _parquet_rows(path: str) -> Iterator[CaptionRow]:
     filesystem, plain = fsspec.core.url_to_fs(path)
     try:
         dataset = pa.dataset.dataset(plain, filesystem=filesystem, format="parquet")
-        columns = _columns(dataset.schema.names, path)
-        names = [dataset.schema.names[column] for column in columns if column is not None]
-        table = dataset.to_table(columns=names)
+        names = dataset.schema.names
+        wanted = [None if column is None else names[column] for column in _columns(names, path)]
+        table = dataset.to_table(columns=[name for name in wanted if name is not None])
     except pa.ArrowInvalid as error:
         raise DatasetError(f"{path}: not Parquet: {error}") from None
-    row_values = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    for number, (name, captions, *split) in enumerate(row_values, start=1):
+    values = [repeat(None, len(table)) if name is None else table.column(name).to_pylist() for name in wanted]
+    for number, (name, captions, split, weight) in enumerate(zip(*values, strict=True), start=1):
         where = f"{path}: row {number}"
         if not isinstance(name, str):
             raise DatasetError(f"{where}: expected a path, got {name!r}")
         for caption in _texts(captions, where):
-            yield CaptionRow(where, name, caption, _split(split[0], where) if split else None)
+            yield CaptionRow(where, name, caption, _split(split, where), _weight(weight, where))
 
 
-def _columns(header: Sequence[str], where: str) -> tuple[int, int, int | None]:
-    """Where the path, the caption and the split stand."""
+def _columns(header: Sequence[str], where: str) -> tuple[int, int, int | None, int | None]:
+    """The positions of path, caption, split and weight; the last two may be missing."""
     found = []
     for kind, names in (("path", PATH_COLUMNS), ("caption", CAPTION_COLUMNS)):
         present = [name for name in names if name in header]
@@ -107,12 +114,23 @@ def _columns(header: Sequence[str], where: str) -> tuple[int, int, int | None]:
                 f"{where}: no {kind} column; expected one of {', '.join(names)}, got {', '.join(header)}"
             )
         found.append(header.index(present[0]))
-    return found[0], found[1], header.index(SPLIT_COLUMN) if SPLIT_COLUMN in header else None
+    split, weight = (header.index(name) if name in header else None for name in (SPLIT_COLUMN, WEIGHT_COLUMN))
+    return found[0], found[1], split, weight
 
 
 def _split(value: Any, where: str) -> str | None:
     """An empty cell is an image of no split."""
     return canonical_split(str(value), where) if value else None
+
+
+def _weight(value: Any, where: str) -> float:
+    """An empty cell is a weight of 1."""
+    if value is None or value == "":
+        return 1.0
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise DatasetError(f"{where}: the weight {value!r} is not a number") from None
 
 
 def _texts(value: Any, where: str) -> list[str]:

@@ -39,6 +39,8 @@ class DecoderOutput(NamedTuple):
     """(M,) int64: which caption the word belongs to, b * K + k."""
     attention: Tensor | None
     """(B, K, N): the weights summed over a caption's words, of a decoder that has attention."""
+    objects: Tensor | None = None
+    """(B, C): logits of the object categories, where they are learnt, too."""
 
 
 class Decoder(nn.Module):

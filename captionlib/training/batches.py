@@ -33,12 +33,19 @@ class Batch:
     """(B, K, T) int64: `<bos>` words `<eos>`, then `<pad>`. A missing caption is all `<pad>`."""
     images: np.ndarray
     """(B,) positions of the images in the data set, for error messages."""
-    num_words: int
-    """Words to be learnt in the whole step, over all workers: what sums over words are divided by."""
+    num_words: float
+    """Words to be learnt in the whole step, over all workers, each times its caption's weight: what sums over words are
+    divided by."""
     num_captions: int
     """Captions in the whole step, likewise."""
     num_images: int
     """Images in the whole step."""
+    weights: Tensor | None = None
+    """(B, K) float32: what each caption counts; None where all count 1."""
+    objects: Tensor | None = None
+    """(B, C) int8: which objects are in the images, see `captionlib.training.objects`."""
+    num_labelled: int = 0
+    """Images in the whole step whose objects are known."""
 
 
 class CaptionBatches:
@@ -50,6 +57,9 @@ class CaptionBatches:
         images_per_step: over all workers together.
         choice: which of an image's captions a step learns.
         caption_index: which one, for the choice `index`; of fewer, the last.
+        captions_per_image: how many, for the choice `random`; of fewer, all.
+        weights: for each image what its captions count; default: 1.
+        objects: (images, C) int8, see `captionlib.training.objects`; default: there are no labels.
     """
 
     def __init__(
@@ -60,6 +70,9 @@ class CaptionBatches:
         images_per_step: int,
         choice: CaptionChoice = "all",
         caption_index: int = 0,
+        captions_per_image: int = 1,
+        weights: Sequence[Sequence[float]] | None = None,
+        objects: np.ndarray | None = None,
         max_tokens: int = 30,
         seed: int = 0,
         rank: int = 0,
@@ -70,6 +83,7 @@ class CaptionBatches:
         self.inputs = inputs
         self.captions = [[list(caption[:max_tokens]) for caption in of_image] for of_image in captions]
         self.images_per_step, self.choice, self.caption_index, self.seed = images_per_step, choice, caption_index, seed
+        self.captions_per_image, self.weights, self.objects = captions_per_image, weights, objects
         self.rank, self.world_size = rank, world_size
         smallest_step = len(inputs) // len(self) if len(inputs) else 0
         if smallest_step < world_size:
@@ -88,26 +102,49 @@ class CaptionBatches:
         steps = np.array_split(order, len(self))
         for step, images in enumerate(steps[first_step:], start=first_step):
             rng = np.random.default_rng([self.seed, epoch, step])
-            chosen = [self._choose(self.captions[i], rng) for i in images]
+            chosen = [self._choose(self.captions[i], rng) for i in images]  # positions among the image's captions
+            captions = [[self.captions[i][k] for k in of_image] for i, of_image in zip(images, chosen, strict=True)]
+            weights = None
+            if self.weights is not None:
+                weights = [[self.weights[i][k] for k in of_image] for i, of_image in zip(images, chosen, strict=True)]
             share = np.array_split(np.arange(len(images)), self.world_size)[self.rank]
             yield Batch(
                 features=self.inputs.load(images, share, rng),
-                tokens=pad_captions([chosen[j] for j in share]),
+                tokens=pad_captions([captions[j] for j in share]),
                 images=images[share],
-                num_words=sum(len(caption) + 1 for captions in chosen for caption in captions),
-                num_captions=sum(len(captions) for captions in chosen),
+                num_words=_num_words(captions, weights),
+                num_captions=sum(map(len, captions)),
                 num_images=len(images),
+                weights=None if weights is None else pad_weights([weights[j] for j in share]),
+                objects=None if self.objects is None else torch.from_numpy(self.objects[images[share]]),
+                num_labelled=0 if self.objects is None else int((self.objects[images] >= 0).all(axis=1).sum()),
             )
 
-    def _choose(self, captions: Sequence[list[int]], rng: np.random.Generator) -> list[list[int]]:
+    def _choose(self, captions: Sequence[list[int]], rng: np.random.Generator) -> list[int]:
         if self.choice == "all":
-            return list(captions)
+            return list(range(len(captions)))
         if self.choice == "random":
-            return [captions[int(rng.integers(len(captions)))]]
+            return rng.permutation(len(captions))[: self.captions_per_image].tolist()
         if self.choice == "index":
-            return [captions[min(self.caption_index, len(captions) - 1)]]
+            return [min(self.caption_index, len(captions) - 1)]
         pick = max if self.choice == "longest" else min
-        return [pick(captions, key=len)]
+        return [pick(range(len(captions)), key=lambda k: len(captions[k]))]
+
+
+def _num_words(captions: Sequence[Sequence[Sequence[int]]], weights: Sequence[Sequence[float]] | None) -> float:
+    """Words to be learnt, `<eos>` among them, each times its caption's weight."""
+    if weights is None:
+        return sum(len(caption) + 1 for of_image in captions for caption in of_image)
+    pairs = zip(captions, weights, strict=True)
+    return sum(w * (len(caption) + 1) for of_image, ws in pairs for caption, w in zip(of_image, ws, strict=True))
+
+
+def pad_weights(weights: Sequence[Sequence[float]]) -> Tensor:
+    """What the captions of B images count → (B, K) float32; a missing caption counts 0."""
+    padded = torch.zeros(len(weights), max(map(len, weights)))
+    for b, of_image in enumerate(weights):
+        padded[b, : len(of_image)] = torch.tensor(of_image)
+    return padded
 
 
 def pad_captions(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:

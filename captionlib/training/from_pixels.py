@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captionlib.decoders import Decoder, DecoderOutput, Memory, State
 from captionlib.encoders.base import Encoder
+from captionlib.training.objects import ObjectsHead
 from captionlib.transforms import normalize
 
 
@@ -18,12 +19,18 @@ class FromPixels(Decoder):
 
     The encoder stays in evaluation mode: batch norm keeps its statistics, and so one worker and eight learn the
     same, and captioning computes what training did. What `Encoder.freeze_before` left is trained.
+
+    Args:
+        encoder: normalised images (B, 3, S, S) → features (B, N, D).
+        decoder: of any kind.
+        objects: predicts objects from the features, in training only.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, objects: ObjectsHead | None = None) -> None:
         super().__init__()
         # As the pixels lie in memory; convolutions are half as fast again that way on a CPU.
         self.encoder, self.decoder = encoder.to(memory_format=torch.channels_last), decoder
+        self.objects = objects
         self.max_tokens = decoder.max_tokens
         self._is_frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
         self._last: tuple[Tensor, Tensor] | None = None
@@ -50,7 +57,11 @@ class FromPixels(Decoder):
         return features
 
     def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
-        return self.decoder(self.encode(features), tokens, teacher_forcing)
+        features = self.encode(features)
+        output: DecoderOutput = self.decoder(features, tokens, teacher_forcing)
+        if self.objects is None or not self.training:
+            return output
+        return output._replace(objects=self.objects(features))
 
     def memory(self, features: Tensor) -> Memory:
         return self.decoder.memory(self.encode(features))

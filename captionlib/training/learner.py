@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captionlib.decoders import Decoder
+from captionlib.devices import to_device
 from captionlib.losses import LossSums, caption_loss, doubly_stochastic_penalty
 from captionlib.training.batches import Batch, pad_captions, side_by_side
 from captionlib.training.distillation import Teachers
 from captionlib.training.inputs import shown_on
+from captionlib.training.objects import objects_loss
 from captionlib.training.optimizers import build_optimizer, learning_rate_factor, teacher_forcing_ratio
 from captionlib.training.self_critical import SelfCritic, self_critical_loss
 from captionlib.training.settings import TrainingSettings
@@ -107,9 +111,9 @@ class Learner:
         cross_entropy = torch.zeros((), device=_device(self.decoder))
         num_words = 0
         parts = self._parts(batch)
-        for number, (features, tokens, images) in enumerate(parts):
+        for number, part in enumerate(parts):
             with self._gradient_sync(last=number == len(parts) - 1):
-                objective, sums = self._loss(features, tokens, images, batch)
+                objective, sums = self._loss(part)
                 # Wrapped models average gradients over the workers, where the step's objective is their sum.
                 (objective * self.world_size).backward()
             cross_entropy += sums.cross_entropy
@@ -166,8 +170,9 @@ class Learner:
         self.step_number = state["step_number"]
         torch.set_rng_state(state["rng"].cpu())
 
-    def _loss(self, features: Tensor, tokens: Tensor, images: np.ndarray, batch: Batch) -> tuple[Tensor, LossSums]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, LossSums]:
         """A part's share of the step's objective, and the sums over its given captions."""
+        features, tokens, images = batch.features, batch.tokens, batch.images
         num_given = tokens.shape[1]
         samples = None
         if self.critic is not None:
@@ -184,7 +189,14 @@ class Learner:
         taught = None
         if self.teachers is not None:
             taught = self.teachers.probabilities(features, tokens, output.captions)
-        sums = caption_loss(logits, targets, self.settings.label_smoothing, taught, self.settings.teacher_share)
+        weights = None
+        if batch.weights is not None:
+            num_drawn = tokens.shape[1] - num_given
+            words = output.captions if samples is None else output.captions[given]
+            weights = F.pad(batch.weights, (0, num_drawn)).flatten()[words]  # (M,)
+        sums = caption_loss(
+            logits, targets, self.settings.label_smoothing, taught, self.settings.teacher_share, weights
+        )
         objective = sums.objective / batch.num_words
         if samples is not None:
             self.reward = samples.mean_reward
@@ -196,14 +208,24 @@ class Learner:
                 raise ValueError("doubly_stochastic needs a decoder with attention: set it to 0")
             penalty = doubly_stochastic_penalty(output.attention[:, :num_given]) / batch.num_captions
             objective = objective + self.settings.doubly_stochastic * penalty
+        if output.objects is not None and batch.objects is not None:
+            mean = objects_loss(output.objects, batch.objects) / max(batch.num_labelled, 1)
+            objective = objective + self.settings.objects_weight * mean
         return objective, sums
 
-    def _parts(self, batch: Batch) -> list[tuple[Tensor, Tensor, np.ndarray]]:
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """The batch on the device, cut into parts that are learnt one after the other."""
         device = _device(self.decoder)
-        features, tokens = shown_on(batch.features, device), batch.tokens  # decoders plan their steps on the host
-        parts = min(self.settings.accumulation, len(features))
-        images = np.array_split(batch.images, parts)
-        return list(zip(features.tensor_split(parts), tokens.tensor_split(parts), images, strict=True))
+        tensors = {"features": shown_on(batch.features, device), "tokens": batch.tokens}  # see `LongestFirst`
+        labels = {"weights": batch.weights, "objects": batch.objects}
+        tensors |= {name: to_device(tensor, device) for name, tensor in labels.items() if tensor is not None}
+        num_parts = min(self.settings.accumulation, len(batch.features))
+        cut = {name: tensor.tensor_split(num_parts) for name, tensor in tensors.items()}
+        images = np.array_split(batch.images, num_parts)
+        return [
+            dataclasses.replace(batch, images=images[i], **{name: parts[i] for name, parts in cut.items()})
+            for i in range(num_parts)
+        ]
 
     def _gradient_sync(self, *, last: bool) -> Any:
         """Workers exchange gradients once per step, with the last part."""

@@ -10,20 +10,14 @@ from captionlib.vocabulary import Vocabulary
 Tokens = Sequence[str]
 
 
-def select_captions(captions: Sequence[Sequence[Tokens]], settings: CaptionFilter) -> list[list[Tokens]]:
-    """Per image its captions of an allowed length; an image may be left with none."""
-    longest = settings.max_words or float("inf")
-    return [[c for c in of_image if settings.min_words <= len(c) <= longest] for of_image in captions]
+def has_allowed_length(caption: Tokens, settings: CaptionFilter) -> bool:
+    """Whether a caption has neither too few words nor too many."""
+    return settings.min_words <= len(caption) <= (settings.max_words or float("inf"))
 
 
-def select_known(
-    captions: Sequence[Sequence[Tokens]], vocabulary: Vocabulary, settings: CaptionFilter
-) -> list[list[Tokens]]:
-    """Per image its captions of whose words enough are in the vocabulary; an image may be left with none."""
-    return [
-        [c for c in of_image if sum(word in vocabulary for word in c) >= settings.min_known * len(c)]
-        for of_image in captions
-    ]
+def is_known(caption: Tokens, vocabulary: Vocabulary, settings: CaptionFilter) -> bool:
+    """Whether enough of a caption's words are in the vocabulary."""
+    return sum(word in vocabulary for word in caption) >= settings.min_known * len(caption)
 
 
 def build_vocabulary(captions: Sequence[Sequence[Tokens]], settings: TrainingSettings) -> Vocabulary:

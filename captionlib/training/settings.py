@@ -127,11 +127,16 @@ class TrainingSettings:
     """Which of an image's captions a step learns. `all` projects the features once for all of them."""
     caption_index: int = 0
     """`index`: which one, counted from 0 among those that the filter leaves; of fewer, the last."""
+    captions_per_image: int = 1
+    """`random`: how many of an image's captions a step learns, drawn anew in every epoch; of fewer, all."""
     accumulation: int = 1
     """Parts into which a worker cuts its share of a step, to need less memory; the result is the same."""
     label_smoothing: float = 0.1
     teacher_share: float = 0.5
     """Share of the objective that is cross-entropy with the teachers' probabilities, where there are teachers."""
+    objects_weight: float = 0.0
+    """Weight of learning which objects are in the image (see `--data.objects-file`): per image, the cross-entropy
+    summed over the categories. It trains the encoder; nothing of it is exported. 0 switches it off."""
     doubly_stochastic: float = 0.0
     """Weight of the attention penalty (Xu et al. 2015, eq. 14), per caption."""
     max_tokens: int = 30
@@ -150,11 +155,17 @@ class TrainingSettings:
     self_critical: SelfCriticalSettings = field(default_factory=SelfCriticalSettings)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "images_per_step", "accumulation", "max_tokens", "min_count"):
+        for name in ("epochs", "images_per_step", "captions_per_image", "accumulation", "max_tokens", "min_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.caption_index < 0:
             raise ValueError(f"caption_index must not be negative, got {self.caption_index}")
+        if self.captions_per_image > 1 and self.captions != "random":
+            raise ValueError(
+                f"captions_per_image {self.captions_per_image} is for captions that are drawn: set captions to random"
+            )
+        if self.objects_weight < 0:
+            raise ValueError(f"objects_weight must not be negative, got {self.objects_weight}")
         if self.vocabulary_size is not None and self.vocabulary_size < 5:
             raise ValueError(f"vocabulary_size must be at least 5 (4 words are special), got {self.vocabulary_size}")
         if not 0 <= self.label_smoothing < 1:

@@ -62,3 +62,11 @@ def test_what_teachers_think_by_hand() -> None:
     theirs = -(0.25 * math.log(0.5) + 0.75 * math.log(0.25))
     assert float(sums.objective) == pytest.approx(0.5 * -math.log(0.5) + 0.5 * theirs)
     assert float(sums.cross_entropy) == pytest.approx(-math.log(0.5))
+
+
+def test_weights_scale_each_word_of_the_objective_by_hand() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]).log()
+    sums = caption_loss(logits, torch.tensor([0, 1]), weights=torch.tensor([1.0, 0.5]))
+    assert float(sums.objective) == pytest.approx(-math.log(0.5) - 0.5 * math.log(0.1))
+    assert float(sums.cross_entropy) == pytest.approx(-math.log(0.5) - math.log(0.1))  # what is reported is not scaled
+    assert sums.num_words == 2

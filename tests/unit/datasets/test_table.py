@@ -114,3 +114,26 @@ def test_the_kinds() -> None:
         read_dataset("csv", "x", split="trian")
     with pytest.raises(ValueError, match="say which, such as split='train'"):
         read_dataset("csv", "x", split_file="names.txt")
+
+
+def test_weights_of_a_mix_by_hand(tmp_path: Path) -> None:
+    table = tmp_path / "mix.csv"
+    table.write_text("path,caption,split,weight\na.jpg,one,train,\na.jpg,two,train,0.25\n/else/b.jpg,three,dev,1\n")
+    a, b = read_dataset("csv", captions_file=str(table), images_root="photos")
+    assert (a.path, a.captions, a.weights) == ("photos/a.jpg", ("one", "two"), (1.0, 0.25))
+    assert (b.path, b.weights) == ("/else/b.jpg", None)  # all count 1
+
+
+def test_weights_in_parquet(tmp_path: Path) -> None:
+    columns = {"path": ["a.jpg", "b.jpg"], "caption": ["one", "two"], "weight": [0.5, None]}
+    pq.write_table(pa.table(columns), tmp_path / "mix.parquet")
+    a, b = read_dataset("parquet", captions_file=str(tmp_path / "mix.parquet"))
+    assert (a.weights, b.weights) == ((0.5,), None)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])
+def test_weights_that_are_none(tmp_path: Path, weight: str) -> None:
+    table = tmp_path / "mix.csv"
+    table.write_text(f"path,caption,weight\na.jpg,one,{weight}\n")
+    with pytest.raises(DatasetError, match=r"mix\.csv:2: the weight"):
+        read_dataset("csv", captions_file=str(table))

@@ -145,3 +145,46 @@ def test_faults_are_named() -> None:
         CaptionBatches(FeatureViews([FEATURES], np.arange(3)), CAPTIONS, images_per_step=2)
     with pytest.raises(ValueError, match="1 images do not give each of 4 workers"):
         make_batches(world_size=4)
+
+
+def test_weights_follow_their_captions_by_hand() -> None:
+    inputs = FeatureViews([np.zeros((2, 1, 3), np.float32)], np.arange(2))
+    captions = [[[7], [8, 9]], [[5, 6, 7]]]
+    batches = CaptionBatches(inputs, captions, images_per_step=2, weights=[[1.0, 0.5], [0.25]])
+    (batch,) = batches.epoch(0)
+    assert batch.weights is not None
+    by_image = dict(zip(batch.images.tolist(), batch.weights.tolist(), strict=True))
+    assert by_image == {0: [1.0, 0.5], 1: [0.25, 0.0]}
+    assert batch.num_words == 1.0 * 2 + 0.5 * 3 + 0.25 * 4  # <eos> included
+
+
+def test_captions_are_drawn_anew_in_every_epoch_and_none_twice() -> None:
+    inputs = FeatureViews([np.zeros((1, 1, 3), np.float32)], np.arange(1))
+    captions, weights = [[[word] for word in range(10, 15)]], [[0.1, 0.2, 0.3, 0.4, 0.5]]
+    batches = CaptionBatches(
+        inputs, captions, images_per_step=1, choice="random", captions_per_image=3, weights=weights, seed=0
+    )
+    seen = set()
+    for epoch in range(20):
+        (batch,) = batches.epoch(epoch)
+        drawn = batch.tokens[0, :, 1].tolist()
+        assert len(set(drawn)) == 3
+        assert batch.weights is not None
+        assert batch.weights[0].tolist() == pytest.approx([(word - 9) / 10 for word in drawn])
+        seen.add(frozenset(drawn))
+    assert len(seen) > 3
+    few = CaptionBatches(inputs, [[[7]]], images_per_step=1, choice="random", captions_per_image=3)
+    assert next(few.epoch(0)).tokens.shape == (1, 1, 3)
+
+
+def test_labels_follow_their_images_and_are_counted_over_all_workers() -> None:
+    inputs = FeatureViews([np.zeros((4, 1, 3), np.float32)], np.arange(4))
+    labels = np.array([[1, 0], [-1, -1], [0, 0], [0, 1]], np.int8)
+    shares = [
+        next(CaptionBatches(inputs, [[[7]]] * 4, images_per_step=4, objects=labels, rank=r, world_size=2).epoch(0))
+        for r in range(2)
+    ]
+    for share in shares:
+        assert share.num_labelled == 3
+        assert share.objects is not None
+        assert share.objects.tolist() == labels[share.images].tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from captionlib.training.selection import build_vocabulary, select_captions, select_known
+from captionlib.training.selection import build_vocabulary, has_allowed_length, is_known
 from captionlib.training.settings import CaptionFilter, TrainingSettings
 from captionlib.vocabulary import Vocabulary
 
@@ -15,9 +15,9 @@ CAPTIONS = [
 
 
 def test_length_is_between_both_bounds_inclusively() -> None:
-    kept = select_captions(CAPTIONS, CaptionFilter(min_words=2, max_words=4))
-    assert kept == [[["a", "dog"], ["a", "big", "dog", "runs"]], []]
-    assert select_captions(CAPTIONS, CaptionFilter()) == CAPTIONS
+    rules = CaptionFilter(min_words=2, max_words=4)
+    assert [[has_allowed_length(c, rules) for c in of_image] for of_image in CAPTIONS] == [[True, True, False], [False]]
+    assert all(has_allowed_length(c, CaptionFilter()) for of_image in CAPTIONS for c in of_image)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_length_is_between_both_bounds_inclusively() -> None:
 def test_the_share_of_known_words(min_known: float, kept: list[int]) -> None:
     # Known are "a" and "dog": 2 of 2, 2 of 4, 1 of 1; 3 of 5.
     vocabulary = Vocabulary(["<pad>", "<bos>", "<eos>", "<unk>", "a", "dog"])
-    found = select_known(CAPTIONS, vocabulary, CaptionFilter(min_known=min_known))
-    assert [len(of_image) for of_image in found] == kept
+    rules = CaptionFilter(min_known=min_known)
+    assert [sum(is_known(c, vocabulary, rules) for c in of_image) for of_image in CAPTIONS] == kept
 
 
 def test_the_vocabulary_by_count_and_by_size() -> None:
