@@ -43,11 +43,10 @@ def write_grid_features(
 ) -> None:
     """Features (images, N, D) as the feature job writes them; default: (images, 49, 1280) of EfficientNet-Lite0."""
     schema = feature_schema(encoder or describe_encoder("efficientnet_lite", "efficientnet_lite0"), fingerprint)
-    flat = pa.array(values.astype(np.float16).reshape(-1), pa.float16())
     columns = [
         pa.array(range(len(names)), pa.int64()),
         pa.array(names),
-        pa.FixedSizeListArray.from_arrays(flat, values[0].size),
+        pa.array([image.astype(np.float16).tobytes() for image in values], schema.field("features").type),
         pa.nulls(len(names), pa.string()),
     ]
     pq.write_table(pa.table(columns, schema=schema), path)

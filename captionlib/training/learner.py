@@ -216,11 +216,14 @@ class Learner:
     def _parts(self, batch: Batch) -> list[Batch]:
         """The batch on the device, cut into parts that are learnt one after the other."""
         device = _device(self.decoder)
-        tensors = {"features": shown_on(batch.features, device), "tokens": batch.tokens}  # see `LongestFirst`
+        tensors: dict[str, Any] = {
+            "features": shown_on(batch.features, device),
+            "tokens": batch.tokens,
+        }  # see `LongestFirst`
         labels = {"weights": batch.weights, "objects": batch.objects}
         tensors |= {name: to_device(tensor, device) for name, tensor in labels.items() if tensor is not None}
         num_parts = min(self.settings.accumulation, len(batch.features))
-        cut = {name: tensor.tensor_split(num_parts) for name, tensor in tensors.items()}
+        cut: dict[str, Any] = {name: tensor.tensor_split(num_parts) for name, tensor in tensors.items()}
         images = np.array_split(batch.images, num_parts)
         return [
             dataclasses.replace(batch, images=images[i], **{name: parts[i] for name, parts in cut.items()})
