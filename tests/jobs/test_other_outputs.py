@@ -16,6 +16,7 @@ import numpy as np
 import pandas
 import pyarrow as pa
 import pytest
+import torch
 from conftest import PHOTOS
 from stubs import StubFactory, settings, stub_job
 
@@ -144,6 +145,8 @@ def test_a_job_writes_sidecars_for_what_it_captions(tmp_path, make_images):
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_a_caption_without_a_probability_is_an_error(value):
     class Predictor:
+        device = torch.device("cpu")
+
         def caption_pixels(self, pixels, search, image_ids):
             return [[Caption("", value, 0)], [Caption("a dog", -1.0, 2), Caption("a", value, 1)]]
 
