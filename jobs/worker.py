@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 
 from captionlib.jpegs import JpegDecoder
 from jobs import schemas
-from jobs.fetch import Denied
+from jobs.failures import unforeseen
+from jobs.fetch import Denied, TransportFault
 from jobs.gpu_decoding import with_decoded
 from jobs.metrics import Metrics
 from jobs.outputs import PartFiles, replace_rows
@@ -113,7 +114,7 @@ class PartWorker:
         part = parts.drop_columns(["images", "pixels", "jpegs"]).to_pylist()[0]
         nothing = {"done": 0, "failed": 0, "model_seconds": 0.0, "write_seconds": 0.0}
         receipt = {name: part[name] for name in schemas.RECEIPT.names if name in part}
-        receipt |= nothing | {"node": self.node}
+        receipt |= nothing | {"node": part["node"] or self.node}
         if part["status"] == "ready":
             try:
                 check_sight(self.output.url, "output")  # else it would write to a disk of its own
@@ -121,19 +122,27 @@ class PartWorker:
                 return pa.Table.from_pylist(
                     [receipt | {"status": "denied", "reason": str(error)}], schema=schemas.RECEIPT
                 )
+            steps = ["the model"]
             try:
                 receipt |= self._work(
-                    part, parts.column("images")[0].values, parts.column("pixels")[0], parts.column("jpegs")[0]
+                    part, parts.column("images")[0].values, parts.column("pixels")[0], parts.column("jpegs")[0], steps
                 )
                 self.metrics.count(receipt)
+            except (TransportFault, Denied) as error:
+                receipt |= {"status": "deferred", "reason": f"{type(error).__name__}: {error}"[:500]}
             except Exception as error:
                 # Not committed, so not lost: the driver tries the part again, and says so if it never works.
                 logger.exception("images %s to %s", part["first"], part["last"])
-                receipt |= {"status": "deferred", "reason": f"{type(error).__name__}: {error}"[:500]}
+                receipt |= unforeseen(error, steps[-1])
         return pa.Table.from_pylist([receipt], schema=schemas.RECEIPT)
 
     def _work(
-        self, part: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar, jpegs: pa.Scalar
+        self,
+        part: Mapping[str, Any],
+        images: pa.StructArray,
+        pixels: pa.Scalar,
+        jpegs: pa.Scalar,
+        steps: list[str],
     ) -> dict[str, Any]:
         """Let the model work on a part, and write it.
 
@@ -141,6 +150,7 @@ class PartWorker:
             images: `images` of `schemas.DECODED`.
             pixels: uint8 (B, S, S, 3) as bytes, of those without an error.
             jpegs: those of them that are not decoded yet, if there may be any.
+            steps: gets the name of each step as it begins, for a failure to say where it was.
         """
         ids = IdRange(part["first"], part["last"])
         facts = {field.name: images.field(field.name) for field in images.type}
@@ -149,9 +159,11 @@ class PartWorker:
         decoding = time.monotonic()
         if jpegs.is_valid:
             assert self.jpegs is not None, "JPEGs, and nothing to decode them"
+            steps.append("decoding")
             batch, facts["error"] = with_decoded(self.jpegs, batch, jpegs.values, facts)
         decode_seconds = part["decode_seconds"] + time.monotonic() - decoding
         good = facts["error"].is_null().to_numpy(zero_copy_only=False)
+        steps.append("the model")
         with self.turn:
             started = time.monotonic()
             made = self.processor(batch, facts["image_id"].to_numpy()[good].tolist())
@@ -160,6 +172,7 @@ class PartWorker:
         places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
         writing = time.monotonic()
         made = {name: {c: values.take(places) for c, values in columns.items()} for name, columns in made.items()}
+        steps.append("writing")
         for name, files in self.outputs.items():
             schema = self.schemas[name]
             columns = {**facts, **made[name]}
