@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.failures import Failures
 from jobs.fetch import TransportFault
 from jobs.outputs import PartFiles
 from jobs.progress import Progress
@@ -34,6 +35,12 @@ class Round:
     """Single images that no worker survived, with nothing beside them."""
     made_progress: bool = False
     """Whether any part was committed."""
+    unforeseen: bool = False
+    """Whether exceptions that nobody foresaw are the only reason why parts are left, so that waiting would not help."""
+    repeated: bool = False
+    """Whether each of these exceptions had come at its images before."""
+    smallest: bool = False
+    """Whether none of the parts that failed can be cut into smaller ones."""
 
 
 class Ledger:
@@ -52,6 +59,7 @@ class Ledger:
         """Why parts were put off."""
         self.seconds: dict[str, float] = {}
         """By step, summed over parts (and threads, where a step has several)."""
+        self.failures = Failures(files.folder.parent, progress.say)
         self._nodes: set[str] = set()
 
     def follow(self, parts: Collection[Part], receipts: Iterator[Mapping[str, Any]]) -> Round:
@@ -64,6 +72,7 @@ class Ledger:
         waiting = {part.ids: part for part in parts}
         put_off: list[Part] = []
         in_a_row = 0
+        failed: list[bool] = []  # whether it is no news, of each part that failed as nobody foresaw
         for receipt in receipts:
             part = waiting.pop(IdRange(receipt["first"], receipt["last"]), None)
             if part is None:
@@ -76,6 +85,8 @@ class Ledger:
             if receipt["status"] == "denied":
                 raise Stopped(receipt["reason"])
             put_off.append(part)
+            if receipt.get("trace"):
+                failed.append(self.failures.note(part.ids, receipt))
             in_a_row += 1
             if in_a_row >= self.patience:
                 break
@@ -86,6 +97,9 @@ class Ledger:
             for part in waiting.values():
                 (accused if part.ids.size == 1 else put_off).append(part)
             waiting = {}
+        result.unforeseen = bool(failed) and len(failed) == len(put_off) and not (result.suspects or result.deadly)
+        result.repeated = result.unforeseen and all(failed)
+        result.smallest = all(part.redo_errors or part.ids.size == 1 for part in put_off)
         for part in put_off:
             # Rows are done again in the file that they are in, so such a part keeps its size.
             size = part.ids.size if part.redo_errors else -(-part.ids.size // SPLIT)

@@ -1,7 +1,8 @@
 """The work itself: images through the pipeline, in rounds, until each has a row.
 
 What could not be done in one round comes again in the next, after a pause and in smaller parts; an image at which
-every process dies is found so, and gets a row that says it.
+every process dies is found so, and gets a row that says it. After exceptions that nobody foresaw there is no pause, and
+the run stops when they come again and nothing else is left to do.
 """
 
 from __future__ import annotations
@@ -95,16 +96,21 @@ def work_on(
                     rounds += [[part] for part in ended.suspects]
                     if not ended.left:
                         continue
+                    left = f"{num_todo - progress.images:,} images are left ({ledger.last_reason})"
+                    if ended.unforeseen:
+                        # No pause would help: what is left is cut ever smaller, so that the others get done.
+                        stuck = ended.repeated and not ended.made_progress
+                        if stuck and (ended.smallest or not progress.images):
+                            raise Stopped(str(ledger.failures.last))
+                        progress.say(f"{left}; trying again at once, in smaller parts")
+                        continue
                     if ended.made_progress:
                         pause, tries_left = faults.transport_pause, faults.transport_retries
                     elif not tries_left:
                         raise Stopped(ledger.last_reason)
                     else:
                         tries_left -= 1
-                    progress.say(
-                        f"{num_todo - progress.images:,} images are left ({ledger.last_reason}); "
-                        f"trying again in {format_seconds(pause)}"
-                    )
+                    progress.say(f"{left}; trying again in {format_seconds(pause)}")
                     time.sleep(pause)
                     pause *= 3
         finally:

@@ -48,6 +48,9 @@ DECODED = pa.schema(
         *PART,
         ("status", pa.string()),  # ready, deferred or denied
         ("reason", pa.string()),
+        ("step", pa.string()),  # what failed, where nobody foresaw it, …
+        ("trace", pa.string()),  # … and the traceback of that
+        ("node", pa.string()),  # of a part that is not ready
         (
             "images",
             pa.list_(
@@ -78,6 +81,8 @@ RECEIPT = pa.schema(
         ("failed", pa.int32()),
         ("status", pa.string()),  # committed, deferred or denied
         ("reason", pa.string()),  # why it is not committed
+        ("step", pa.string()),  # what failed, where nobody foresaw it: decoding, the model or writing; …
+        ("trace", pa.string()),  # … and the traceback of that
         ("node", pa.string()),
         ("read_seconds", pa.float32()),
         ("decode_seconds", pa.float32()),

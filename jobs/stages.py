@@ -6,6 +6,7 @@ Shapes: B images of a part, S side of the square input.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from captionlib.images import ImageDecodeError, decode_pixels
 from captionlib.transforms import to_pixels
 from jobs import schemas
+from jobs.failures import unforeseen
 from jobs.fetch import Denied, InputFault, TransportFault, is_local
 from jobs.listing import Listed
 from jobs.manifest import Manifest
@@ -74,11 +76,15 @@ class FetchAndDecode:
             rows = self._rows(part)
             images = self._read_all(rows)
         except (TransportFault, Denied) as error:
-            return _put_off(part, "denied" if isinstance(error, Denied) else "deferred", str(error))
+            status = "denied" if isinstance(error, Denied) else "deferred"
+            return _put_off(part, {"status": status, "reason": str(error)})
+        except OSError as error:  # a storage or a disk, which may come back
+            logger.exception("images %s to %s", part["first"], part["last"])
+            return _put_off(part, {"status": "deferred", "reason": f"{type(error).__name__}: {error}"})
         except Exception as error:
             # Nobody foresaw it, so nobody can say that the images are at fault: leave the part for later.
             logger.exception("images %s to %s", part["first"], part["last"])
-            return _put_off(part, "deferred", f"{type(error).__name__}: {error}")
+            return _put_off(part, unforeseen(error, "decoding"))
         facts = {
             "image_id": rows.column("image_id"),
             "path": rows.column("path"),
@@ -177,8 +183,9 @@ class _Decoded:
     decode_seconds: float = 0.0
 
 
-def _put_off(part: Mapping[str, Any], status: str, reason: str) -> pa.Table:
-    row = {**part, "status": status, "reason": reason[:500], "read_seconds": 0.0, "decode_seconds": 0.0}
+def _put_off(part: Mapping[str, Any], why: Mapping[str, str]) -> pa.Table:
+    row = {**part, **why, "reason": why["reason"][:500], "node": socket.gethostname()}
+    row |= {"read_seconds": 0.0, "decode_seconds": 0.0}
     return pa.Table.from_pylist([row], schema=schemas.DECODED)
 
 

@@ -7,7 +7,6 @@ prints it.
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 import traceback
@@ -15,6 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray.train import UserCallback
+
+from jobs.failures import last_line, without_numbers
 
 _MACHINE_LOST = "its machine was lost"
 
@@ -47,10 +48,14 @@ class Failure:
         """Whether it is the same error in the same phase at the same step."""
         if other is None or self.died != other.died or self.position.phase != other.position.phase:
             return False
+<<<<<<< HEAD
         if self.error == _MACHINE_LOST:  # no fault of the run, however often it happens
             return False
         # Numbers in the text, such as addresses or free bytes, differ from one time to the next.
         same_text = re.sub(r"0x[0-9a-f]+|[\d.]+", "#", self.error) == re.sub(r"0x[0-9a-f]+|[\d.]+", "#", other.error)
+=======
+        same_text = without_numbers(self.error) == without_numbers(other.error)
+>>>>>>> caption-speaks
         # The position of a process that was killed is the last one that it could send.
         tolerance = 1 if self.died else 0
         return same_text and abs(self.position.step - other.position.step) <= tolerance
@@ -58,11 +63,7 @@ class Failure:
 
 def from_exception(error: BaseException, position: Position) -> Failure:
     """Of the exception that is being handled on a worker."""
-    lines = [line.strip() for line in traceback.format_exception_only(error) if line.strip()]
-    text = (lines[-1].splitlines() or [""])[-1] if lines else ""
-    name = type(error).__name__
-    last_line = text if name in text else f"{name}: {text}"
-    return Failure(position, last_line[:500], "".join(traceback.format_exception(error)))
+    return Failure(position, last_line(error), "".join(traceback.format_exception(error)))
 
 
 class FailureLog:

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import schemas
-from jobs.fetch import Denied
+from jobs.failures import unforeseen
+from jobs.fetch import Denied, TransportFault
 from jobs.metrics import Metrics
 from jobs.outputs import PartFiles, replace_rows
 from jobs.ranges import IdRange
@@ -104,7 +105,7 @@ class PartWorker:
         part = parts.drop_columns(["images", "pixels"]).to_pylist()[0]
         nothing = {"done": 0, "failed": 0, "model_seconds": 0.0, "write_seconds": 0.0}
         receipt = {name: part[name] for name in schemas.RECEIPT.names if name in part}
-        receipt |= nothing | {"node": self.node}
+        receipt |= nothing | {"node": part["node"] or self.node}
         if part["status"] == "ready":
             try:
                 check_sight(self.output.url, "output")  # else it would write to a disk of its own
@@ -112,27 +113,34 @@ class PartWorker:
                 return pa.Table.from_pylist(
                     [receipt | {"status": "denied", "reason": str(error)}], schema=schemas.RECEIPT
                 )
+            steps = ["the model"]
             try:
-                receipt |= self._work(part, parts.column("images")[0].values, parts.column("pixels")[0])
+                receipt |= self._work(part, parts.column("images")[0].values, parts.column("pixels")[0], steps)
                 self.metrics.count(receipt)
+            except (TransportFault, Denied, OSError) as error:  # a storage or a disk, which may come back
+                receipt |= {"status": "deferred", "reason": f"{type(error).__name__}: {error}"[:500]}
             except Exception as error:
                 # Not committed, so not lost: the driver tries the part again, and says so if it never works.
                 logger.exception("images %s to %s", part["first"], part["last"])
-                receipt |= {"status": "deferred", "reason": f"{type(error).__name__}: {error}"[:500]}
+                receipt |= unforeseen(error, steps[-1])
         return pa.Table.from_pylist([receipt], schema=schemas.RECEIPT)
 
-    def _work(self, part: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar) -> dict[str, Any]:
+    def _work(
+        self, part: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar, steps: list[str]
+    ) -> dict[str, Any]:
         """Let the model work on a part, and write it.
 
         Args:
             images: `images` of `schemas.DECODED`.
             pixels: uint8 (B, S, S, 3) as bytes, of those without an error.
+            steps: gets the name of each step as it begins, for a failure to say where it was.
         """
         ids = IdRange(part["first"], part["last"])
         facts = {field.name: images.field(field.name) for field in images.type}
         # (B, S, S, 3), in Ray's shared memory.
         batch = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(-1, part["side"], part["side"], 3)
         good = facts["error"].is_null().to_numpy(zero_copy_only=False)
+        steps.append("the model")
         with self.turn:
             started = time.monotonic()
             made = self.processor(batch, facts["image_id"].to_numpy()[good].tolist())
@@ -141,6 +149,7 @@ class PartWorker:
         places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
         writing = time.monotonic()
         made = {name: {c: values.take(places) for c, values in columns.items()} for name, columns in made.items()}
+        steps.append("writing")
         for name, files in self.outputs.items():
             schema = self.schemas[name]
             columns = {**facts, **made[name]}

@@ -29,6 +29,8 @@ class StubFactory:
     unanswered_id: int | None = None
     """The model has no answer for this image."""
     failing_load: bool = False
+    failing_ids: tuple[int, ...] = ()
+    """The model raises an exception at each of these images."""
 
     def schemas(self) -> Mapping[str, pa.Schema]:
         return {"captions": schemas.with_metadata(schemas.CAPTIONS, {"model": f"stub {self.version}"})}
@@ -51,6 +53,8 @@ class Stub:
         if marker is not None and not os.path.exists(marker):
             Path(marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if set(self.factory.failing_ids) & set(image_ids):
+            raise RuntimeError("the stub is broken")
         if self.factory.deadly_id in image_ids:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.factory.seconds_per_image * len(image_ids))

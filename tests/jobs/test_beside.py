@@ -93,3 +93,17 @@ def test_ray_is_not_even_imported(tmp_path, make_images, tiny_checkpoint):
     )
     assert done.returncode == 0, done.stderr
     assert "3 captioned + 0 failed = 3 planned" in done.stdout
+
+
+@pytest.mark.parametrize(("failing", "left"), [(range(20), 20), ([11], 1)])
+def test_a_model_that_fails_is_said_at_once_and_not_waited_for(tmp_path, make_images, capsys, failing, left):
+    source, output = make_images(20), tmp_path / "out"
+    factory = StubFactory(failing_ids=tuple(failing))
+    with pytest.raises(Stopped, match=r"the model fails at .*RuntimeError: the stub is broken.*failures/.*remove"):
+        run_stub(source, output, factory, faults={"transport_pause": 1_000.0})
+    said = capsys.readouterr().err
+    assert said.count("the model failed at images") == 1
+    (file,) = (output / "failures").iterdir()
+    assert str(file) in said
+    assert "Traceback" in file.read_text()
+    assert run_stub(source, output).images == left
