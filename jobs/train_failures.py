@@ -48,14 +48,9 @@ class Failure:
         """Whether it is the same error in the same phase at the same step."""
         if other is None or self.died != other.died or self.position.phase != other.position.phase:
             return False
-<<<<<<< HEAD
         if self.error == _MACHINE_LOST:  # no fault of the run, however often it happens
             return False
-        # Numbers in the text, such as addresses or free bytes, differ from one time to the next.
-        same_text = re.sub(r"0x[0-9a-f]+|[\d.]+", "#", self.error) == re.sub(r"0x[0-9a-f]+|[\d.]+", "#", other.error)
-=======
         same_text = without_numbers(self.error) == without_numbers(other.error)
->>>>>>> caption-speaks
         # The position of a process that was killed is the last one that it could send.
         tolerance = 1 if self.died else 0
         return same_text and abs(self.position.step - other.position.step) <= tolerance
