@@ -1,6 +1,6 @@
-"""Exceptions that nobody foresaw, in a job over images: said at once, kept with their tracebacks, and recognised again.
+"""Reports unexpected exceptions of a batch job at once, stores their tracebacks, and recognises repeated ones.
 
-A storage or a network that is away is none of them: it comes back, so it is waited for.
+Faults of a storage or a network do not belong here: they pass, so the job retries them with exponential back-off.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jobs.ranges import IdRange
 from jobs.storage import Folder
 
 FOLDER = "failures"
-"""Of the output, for tracebacks."""
+"""Folder for tracebacks, in the output of a batch job and in the folder of a training run."""
 
 
 def last_line(error: BaseException) -> str:
@@ -33,7 +33,7 @@ def without_numbers(text: str) -> str:
 
 
 def unforeseen(error: BaseException, step: str) -> dict[str, str]:
-    """What a receipt says of an exception that nobody foresaw, and that is being handled.
+    """The receipt's fields for the unexpected exception that is being handled.
 
     Args:
         step: what the process was doing, such as "decoding".
@@ -48,13 +48,13 @@ def unforeseen(error: BaseException, step: str) -> dict[str, str]:
 
 @dataclass
 class Failure:
-    """One error, at however many parts it came."""
+    """An error and all parts in which it occurred."""
 
     error: str
     """Its last line."""
     step: str
     first: IdRange
-    """The images at which it came first."""
+    """The images of its first occurrence."""
     place: str
     """Where its traceback is, as the end of a sentence."""
     count: int = 0
@@ -84,10 +84,10 @@ class Failures:
         self._seen: set[IdRange] = set()
 
     def note(self, ids: IdRange, receipt: Mapping[str, Any]) -> bool:
-        """Take a receipt with a traceback; the first of its kind is said.
+        """Record a receipt with a traceback; the first receipt of each error is reported.
 
         Returns:
-            Whether it is no news: the same error has come at these images before, or any error at exactly these.
+            Whether it is a repetition: this error at these images before, or any error at exactly these.
         """
         key = (receipt["step"], without_numbers(receipt["reason"]))
         failure = self._failures.get(key)

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from jobs.failures import FOLDER
 from jobs.progress import SECONDS_BETWEEN_LINES, format_seconds
 from jobs.storage import Folder
 from jobs.train_failures import Failure, FailureLog, Position
 
 _POLL_SECONDS = 0.5
-FAILURES = "failures"
-"""The folder of tracebacks, in the run's folder."""
 
 
 class Board:
@@ -78,7 +77,7 @@ class TrainProgress:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote(max_failures)
         self._keep = keep
-        self._folder = Folder.of(run) / FAILURES
+        self._folder = Folder.of(run) / FOLDER
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._bar: Any = None

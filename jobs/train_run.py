@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from captionlib.config import to_dict
+from jobs.failures import FOLDER
 from jobs.fetch import filesystem
 from jobs.ledger import Stopped
 from jobs.record import differences
@@ -106,7 +107,7 @@ def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[
 
     from jobs.train_failures import FailureCallback
     from jobs.train_loop import train_worker
-    from jobs.train_progress import FAILURES, TrainProgress
+    from jobs.train_progress import TrainProgress
     from jobs.train_state import SCORE
 
     elastic = None if settings.min_workers is None else (settings.min_workers, settings.num_workers)
@@ -135,7 +136,7 @@ def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[
             if last is not None and last["repeated"]:
                 raise Stopped(
                     f"the same error twice {last['where']}: {last['failure']['error']}. Another restart would not "
-                    f"help. Look at {settings.run}/{FAILURES}/{last['file']} and remove the cause; the same "
+                    f"help. Look at {settings.run}/{FOLDER}/{last['file']} and remove the cause; the same "
                     f"command then goes on from the last checkpoint in {settings.run}"
                 ) from error
             causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
