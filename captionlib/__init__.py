@@ -9,20 +9,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from captionlib.version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from captionlib.captioners.predictor import Caption, Predictor
     from captionlib.config import SearchConfig
     from captionlib.datasets import read_dataset
     from captionlib.metrics import score_captions
-    from captionlib.predictor import Caption, Predictor
-
-__version__ = "0.1.0"
-"""Here and not in the package's metadata, which only an installed package has: the code also runs from a folder."""
 
 __all__ = ["Caption", "Predictor", "SearchConfig", "read_dataset", "score_captions"]
 
 _HOMES = {
-    "Caption": "captionlib.predictor",
-    "Predictor": "captionlib.predictor",
+    "Caption": "captionlib.captioners.predictor",
+    "Predictor": "captionlib.captioners.predictor",
     "SearchConfig": "captionlib.config",
     "read_dataset": "captionlib.datasets",
     "score_captions": "captionlib.metrics",

@@ -62,7 +62,7 @@ class Checkpoint(CheckpointConfig):
     fingerprint: str
     """Changes with anything that can change a caption: weights, vocabulary, model settings."""
     int8_encoder: Path | None = None
-    """The encoder's graph in 8-bit integers (see `captionlib.quantization`), where there is one."""
+    """The encoder's graph in 8-bit integers (see `captionlib.engines.quantization`), where there is one."""
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The weights of the captioner's `encoder` or `decoder`, named as these name them."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 SquareMode = Literal["squash", "center_crop", "pad"]
 FeatureKind = Literal["grid", "pooled", "logits"]
 EncoderKind = Literal["efficientnet_lite", "torchvision", "timm", "vectors"]
-EngineKind = Literal["auto", "int8", "openvino", "torch", "compiled"]  # see `captionlib.runtime`
+EngineKind = Literal["auto", "int8", "openvino", "torch", "compiled"]  # see `captionlib.engines.build`
 DecoderKind = Literal["lstm_init", "lstm_attention", "lstm_adaptive", "transformer"]
 AttentionKind = Literal["additive", "dot", "scaled_dot", "general", "multi_head"]
 

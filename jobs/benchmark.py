@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction
 
 from captionlib.config import EngineKind, SearchConfig, to_dict
-from jobs.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
-from jobs.settings import parse, peek
+from jobs.benchmarking.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
+from jobs.cli.arguments import parse, peek
 
 if TYPE_CHECKING:
-    from jobs.listing import Listed
-    from jobs.measure import Found, JobTimes, Loaded
+    from jobs.benchmarking.measure import InputSample, JobTimes, Loaded
+    from jobs.inputs.listing import ImageRef
 
 PROG = "python -m jobs.benchmark"
 
@@ -70,7 +70,7 @@ class BenchmarkSettings:
 class Measured:
     """All that was found out about a machine."""
 
-    found: Found
+    found: InputSample
     loaded: Loaded
     rates: Rates
     job: JobTimes
@@ -90,9 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = peek(arguments, "model") or "default"
     defaults = {"search": search_of(model)}
     settings = parse(BenchmarkSettings, arguments, prog=PROG, description=__doc__ or "", defaults=defaults)
-    from jobs.guard import guarded
+    from jobs.cli.exit_codes import run_command
 
-    return guarded(PROG, lambda: benchmark(settings))
+    return run_command(PROG, lambda: benchmark(settings))
 
 
 def benchmark(settings: BenchmarkSettings) -> int:
@@ -101,10 +101,10 @@ def benchmark(settings: BenchmarkSettings) -> int:
     Raises:
         ValueError, OSError: something is wrong with the inputs, the output or the checkpoint.
     """
-    from jobs.prepare import check_places
-    from jobs.storage import Folder
+    from jobs.storage.folder import Folder
+    from jobs.storage.paths import check_paths_outlive_job
 
-    check_places(settings.input, *settings.also, settings.output)
+    check_paths_outlive_job(settings.input, *settings.also, settings.output)
     output = Folder.of(settings.output)
     output.check_writable()
     measured = measure(settings)
@@ -127,12 +127,12 @@ def benchmark(settings: BenchmarkSettings) -> int:
 
 def measure(settings: BenchmarkSettings) -> Measured:
     """Each step by itself, then all of them in a loop, then the job."""
-    from captionlib.predictor import Predictor
-    from jobs import measure as steps
-    from jobs.resources import num_cpus
+    from captionlib.captioners.predictor import Predictor
+    from jobs.benchmarking import measure as steps
+    from jobs.cluster.resources import num_cpus
 
     _say("listing")
-    found = steps.draw((settings.input, *settings.also), settings.sample)
+    found = steps.sample_images((settings.input, *settings.also), settings.sample)
     predictor = Predictor.from_checkpoint(settings.model, num_threads=num_cpus(), engine=settings.engine)
     if predictor.engine is None:
         raise ValueError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
@@ -163,8 +163,8 @@ def measure(settings: BenchmarkSettings) -> Measured:
     return Measured(found, loaded, rates, job, engine)
 
 
-def _time_job(settings: BenchmarkSettings, images: Sequence[Listed]) -> JobTimes:
-    from jobs.measure import time_job
+def _time_job(settings: BenchmarkSettings, images: Sequence[ImageRef]) -> JobTimes:
+    from jobs.benchmarking.measure import time_job
 
     flags = ["--no-report", "--model", settings.model, "--engine", settings.engine, "--max-error-share", "1"]
     flags += ["--address", "local"]
@@ -238,15 +238,15 @@ def _print(measured: Measured, limit: Bottleneck, future: Forecast) -> None:
 
 
 def _facts(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, future: Forecast) -> dict[str, Any]:
-    from jobs import record
-    from jobs.prepare import without_password
-    from jobs.resources import num_cpus
+    from jobs.cluster.resources import num_cpus
+    from jobs.outputs import run_record
+    from jobs.storage.paths import without_password
 
     inputs = [without_password(text) for text in (settings.input, *settings.also)]
     return {
-        "measured": record.now(),
+        "measured": run_record.now(),
         "machine": {"cpus": num_cpus(), "gpu": measured.rates.on_gpu, "engine": measured.engine},
-        "versions": record.versions(),
+        "versions": run_record.versions(),
         "settings": to_dict(settings) | {"input": inputs[0], "also": inputs[1:]},
         "sample": {
             "images": len(measured.found.images),

@@ -18,8 +18,9 @@ from typing import Any
 
 import captionlib
 from captionlib.config import SearchConfig, from_dict, to_dict
-from jobs import record, schemas
-from jobs.settings import CaptionSettings, parse, peek
+from jobs.batch.settings import CaptionSettings
+from jobs.cli.arguments import parse, peek
+from jobs.outputs import run_record, schemas
 
 PROG = "python -m jobs.caption"
 
@@ -35,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__ or "",
         defaults={"search": search_of(model)},
     )
-    from jobs.guard import guarded
+    from jobs.cli.exit_codes import run_command
 
-    return guarded(PROG, lambda: caption(settings))
+    return run_command(PROG, lambda: caption(settings))
 
 
 def caption(settings: CaptionSettings) -> int:
@@ -45,7 +46,7 @@ def caption(settings: CaptionSettings) -> int:
 
     Raises:
         ValueError: something is wrong with the settings, the input, the output or the checkpoint.
-        jobs.ledger.Stopped: it was started and is not complete.
+        jobs.cli.errors.JobIncomplete: it was started and is not complete.
     """
     from captionlib.checkpoints import (
         INT8_ENCODER,
@@ -54,12 +55,14 @@ def caption(settings: CaptionSettings) -> int:
         read_config,
         resolve_checkpoint,
     )
-    from jobs.export import FORMATS
-    from jobs.part_job import PartJob, run_job
-    from jobs.processors import CaptionFactory
-    from jobs.resources import Plan
-    from jobs.sidecar import Sidecar
-    from jobs.summary import print_captions, print_summary, write_report
+    from jobs.batch.caption_model import CaptionFactory
+    from jobs.batch.gallery import write_report
+    from jobs.batch.job import BatchJob
+    from jobs.batch.run import run_batch_job
+    from jobs.batch.summary import print_captions, print_summary
+    from jobs.cluster.resources import Plan
+    from jobs.outputs.export import FORMATS
+    from jobs.outputs.sidecar import Sidecar
 
     directory = resolve_checkpoint(settings.model)
     check_checkpoint(directory)
@@ -88,7 +91,7 @@ def caption(settings: CaptionSettings) -> int:
         "schema_version": str(schemas.SCHEMA_VERSION),
         "model": fingerprint,
         "search": json.dumps(search, sort_keys=True),
-        "version": record.versions().get("captionlib", "unknown"),
+        "version": run_record.versions().get("captionlib", "unknown"),
     }
     # Each machine finds the checkpoint by itself: at the same path, or at a URL.
     is_elsewhere = settings.model == "default" or "://" in settings.model
@@ -98,7 +101,7 @@ def caption(settings: CaptionSettings) -> int:
         batch_size = settings.work.batch_size or (512 if plan.actor_gpus else 32)
         return CaptionFactory(source, settings.search, batch_size, plan.actor_threads, metadata, settings.engine)
 
-    job = PartJob(
+    job = BatchJob(
         kind="caption",
         verb="captioned",
         folders=("captions",),
@@ -110,10 +113,10 @@ def caption(settings: CaptionSettings) -> int:
         formats=tuple(name for name in FORMATS if getattr(settings, name)),
     )
     if settings.dry_run:
-        from jobs.dry_run import dry_run
+        from jobs.batch.dry_run import dry_run
 
         return dry_run(job, settings)
-    outcome = run_job(job, settings)
+    outcome = run_batch_job(job, settings)
     if settings.report and (outcome.run or not outcome.output.exists("report.html")):
         write_report(outcome, settings)
     print_summary(outcome, job.verb)

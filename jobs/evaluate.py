@@ -23,9 +23,9 @@ from tyro.conf import Positional
 from captionlib.metrics import Diversity, JavaScores, Scores, score_captions, score_with_java
 from captionlib.metrics import diversity as diversity_metric
 from captionlib.text import tokenize
-from jobs.evaluate_inputs import Match, Matched, Pair, coco_numbers, match, read_captions, read_references
-from jobs.record import now, versions
-from jobs.storage import Folder
+from jobs.evaluation.inputs import Match, Matched, Pair, coco_numbers, match, read_captions, read_references
+from jobs.outputs.run_record import now, versions
+from jobs.storage.folder import Folder
 
 Kind = Literal["flickr8k", "flickr30k", "coco", "karpathy", "csv", "parquet"]
 METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor", "spice")
@@ -86,7 +86,7 @@ class EvaluateSettings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    from jobs.settings import parse
+    from jobs.cli.arguments import parse
 
     settings = parse(EvaluateSettings, argv, prog="jobs.evaluate", description=__doc__ or "")
     try:
@@ -129,7 +129,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     folder.write("scores.json", _scores_json(settings, scores, java, diversity, notes))
     folder.write("images.parquet", _parquet(rows))
     if settings.report:
-        from jobs.evaluate_report import evaluation_page, write_evaluation
+        from jobs.evaluation.report import evaluation_page, write_evaluation
 
         write_evaluation(folder.url, evaluation_page(rows, _table(scores, java, diversity), scores.signature, notes))
     _print(scores, java, diversity, notes, folder.url)

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from captionlib.config import EncoderConfig, to_dict
-from jobs import record, schemas
-from jobs.fetch import is_local
-from jobs.settings import FeatureSettings, parse
+from jobs.batch.settings import FeatureSettings
+from jobs.cli.arguments import parse
+from jobs.outputs import run_record, schemas
+from jobs.storage.read import is_local
 
 if TYPE_CHECKING:
-    from jobs.processors import FeatureFactory
-    from jobs.resources import Plan
+    from jobs.batch.feature_model import FeatureFactory
+    from jobs.cluster.resources import Plan
 
 PROG = "python -m jobs.extract_features"
 
@@ -29,9 +30,9 @@ PROG = "python -m jobs.extract_features"
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 all done, 1 not complete, 2 a faulty request, 130 interrupted."""
     settings = parse(FeatureSettings, argv, prog=PROG, description=__doc__ or "")
-    from jobs.guard import guarded
+    from jobs.cli.exit_codes import run_command
 
-    return guarded(PROG, lambda: extract_features(settings))
+    return run_command(PROG, lambda: extract_features(settings))
 
 
 def extract_features(settings: FeatureSettings) -> int:
@@ -39,12 +40,13 @@ def extract_features(settings: FeatureSettings) -> int:
 
     Raises:
         ValueError: something is wrong with the settings, the input, the output or the encoder.
-        jobs.ledger.Stopped: it was started and is not complete.
+        jobs.cli.errors.JobIncomplete: it was started and is not complete.
     """
     from captionlib.checkpoints import weights_fingerprint
-    from jobs.part_job import PartJob, run_job
-    from jobs.processors import FeatureFactory, feature_folders, load_encoder
-    from jobs.summary import print_summary
+    from jobs.batch.feature_model import FeatureFactory, feature_folders, load_encoder
+    from jobs.batch.job import BatchJob
+    from jobs.batch.run import run_batch_job
+    from jobs.batch.summary import print_summary
 
     encoder = _describe(settings)
     # Built here once: missing weights should be said now, and rows of different weights must not be mixed.
@@ -59,7 +61,7 @@ def extract_features(settings: FeatureSettings) -> int:
     }
     metadata = {
         "schema_version": str(schemas.SCHEMA_VERSION),
-        "version": record.versions().get("captionlib", "unknown"),
+        "version": run_record.versions().get("captionlib", "unknown"),
     }
 
     model = settings.model
@@ -72,16 +74,16 @@ def extract_features(settings: FeatureSettings) -> int:
             encoder, model, fingerprint, settings.flip, settings.crops, batch_size, plan.actor_threads, metadata
         )
 
-    job = PartJob(
+    job = BatchJob(
         kind="extract_features",
         verb="encoded",
         folders=feature_folders(flip=settings.flip, crops=settings.crops),
         identity=identity,
         preprocessing=encoder.preprocessing,
         factory=factory,
-        compact=False,  # a part's features are tens of megabytes already
+        compact=False,  # a chunk's features are tens of megabytes already
     )
-    outcome = run_job(job, settings)
+    outcome = run_batch_job(job, settings)
     print_summary(outcome, job.verb)
     return 0 if outcome.counts.done or not outcome.counts.failed else 1
 

@@ -21,9 +21,9 @@ import numpy as np
 from tyro.conf import Positional
 
 from captionlib.config import EngineKind
-from jobs.guard import guarded
-from jobs.settings import parse
-from jobs.storage import Folder
+from jobs.cli.arguments import parse
+from jobs.cli.exit_codes import run_command
+from jobs.storage.folder import Folder
 
 if TYPE_CHECKING:
     from captionlib.encoders import Encoder
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 written, 2 a faulty request, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     settings = parse(QuantizeSettings, arguments, prog=PROG, description=__doc__ or "")
-    return guarded(PROG, lambda: quantize(settings))
+    return run_command(PROG, lambda: quantize(settings))
 
 
 def quantize(settings: QuantizeSettings) -> int:
@@ -68,9 +68,9 @@ def quantize(settings: QuantizeSettings) -> int:
     """
     from captionlib.checkpoints import CONFIG, add_int8_encoder, load_checkpoint, load_weights, resolve_checkpoint
     from captionlib.encoders import build_encoder
-    from captionlib.quantization import quantize_encoder, similarity
-    from jobs.measure import draw, load
-    from jobs.resources import num_cpus
+    from captionlib.engines.quantization import quantize_encoder, similarity
+    from jobs.benchmarking.measure import load, sample_images
+    from jobs.cluster.resources import num_cpus
 
     directory = resolve_checkpoint(settings.model)
     checkpoint = load_checkpoint(directory)
@@ -79,7 +79,7 @@ def quantize(settings: QuantizeSettings) -> int:
         raise ValueError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
     output = Folder.of(settings.output)
     output.check_writable()
-    found = draw((settings.input,), settings.sample + settings.sample // 2)
+    found = sample_images((settings.input,), settings.sample + settings.sample // 2)
     pixels = load(found.images, config.preprocessing).pixels
     measured, compared = pixels[: settings.sample], pixels[settings.sample :] or pixels
     encoder = build_encoder(config)
@@ -114,7 +114,7 @@ def _rates(fingerprint: str, encoder: Encoder, graph: Path, pixels: Sequence[np.
     """Images per second in float32 and in integers, the medians of three."""
     import torch
 
-    from captionlib.runtime import build_engine
+    from captionlib.engines.build import build_engine
 
     batch = np.stack(pixels[:32])  # (B, S, S, 3)
 

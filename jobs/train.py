@@ -13,8 +13,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jobs.settings import parse
-from jobs.train_settings import TrainSettings
+from jobs.cli.arguments import parse
+from jobs.training.settings import TrainSettings
 
 PROG = "python -m jobs.train"
 
@@ -22,9 +22,9 @@ PROG = "python -m jobs.train"
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 stopped on the way, 2 a faulty request, 130 interrupted."""
     settings = parse(TrainSettings, argv, prog=PROG, description=__doc__ or "").resolved()
-    from jobs.guard import guarded
+    from jobs.cli.exit_codes import run_command
 
-    return guarded(PROG, lambda: train(settings))
+    return run_command(PROG, lambda: train(settings))
 
 
 def train(settings: TrainSettings) -> int:
@@ -32,16 +32,16 @@ def train(settings: TrainSettings) -> int:
 
     Raises:
         ValueError: something is wrong with the settings, the input, or the run's folder.
-        jobs.ledger.Stopped: it was started and has not come to its end.
+        jobs.cli.errors.JobIncomplete: it was started and has not come to its end.
     """
-    from jobs.prepare import check_places
-    from jobs.train_data import prepare
-    from jobs.train_export import export_best, find_encoder
-    from jobs.train_model import check_model
-    from jobs.train_report import RunReport
-    from jobs.train_run import BEST, check_run, clean, fit
+    from jobs.storage.paths import check_paths_outlive_job
+    from jobs.training.data import prepare
+    from jobs.training.export import export_best, find_encoder
+    from jobs.training.model import check_model
+    from jobs.training.report import RunReport
+    from jobs.training.run import BEST, check_run, clean, fit
 
-    check_places(settings.run)
+    check_paths_outlive_job(settings.run)
     prepared = prepare(settings)
     check_model(prepared)
     encoder = find_encoder(prepared)

@@ -21,7 +21,7 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from captionlib.captioner import Captioner
+    from captionlib.captioners.from_features import Captioner
     from captionlib.checkpoints import save_checkpoint
     from captionlib.config import DecoderConfig, ModelConfig, SearchConfig
     from captionlib.decoders import build_decoder

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from captionlib.config import EncoderConfig
 from captionlib.encoders import describe_encoder
-from captionlib.features import feature_schema
+from captionlib.features.store import feature_schema
 
 SENTENCES = (
     ("A dog runs on the grass .", "The dog is running ."),

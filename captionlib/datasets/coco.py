@@ -6,14 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from captionlib.datasets.files import Source, exists, locate, locate_images, read_json_object
-from captionlib.datasets.records import (
-    CaptionedImage,
-    CaptionRow,
-    DatasetError,
-    group_by_image,
-    join_path,
-    some,
-)
+from captionlib.datasets.records import CaptionedImage, CaptionRow, DatasetError, group_by_image, join_path, some
 
 YEARS = ("2017", "2014")
 PARTS = {"train": "train", "dev": "val"}

@@ -11,13 +11,7 @@ from typing import Any
 
 from captionlib.datasets import splits
 from captionlib.datasets.files import Source, locate, locate_images, read_json_object
-from captionlib.datasets.records import (
-    CaptionedImage,
-    CaptionRow,
-    DatasetError,
-    canonical_split,
-    group_by_image,
-)
+from captionlib.datasets.records import CaptionedImage, CaptionRow, DatasetError, canonical_split, group_by_image
 
 
 def read_karpathy(source: Source) -> list[CaptionedImage]:

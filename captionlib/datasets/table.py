@@ -17,13 +17,7 @@ import fsspec
 
 from captionlib.datasets import splits
 from captionlib.datasets.files import Source, locate, read_text
-from captionlib.datasets.records import (
-    CaptionedImage,
-    CaptionRow,
-    DatasetError,
-    canonical_split,
-    group_by_image,
-)
+from captionlib.datasets.records import CaptionedImage, CaptionRow, DatasetError, canonical_split, group_by_image
 
 # The first name that a table has is the one that counts.
 PATH_COLUMNS = ("path", "image", "image_name", "image_path", "file_name", "filename")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from captionlib.attention import ATTENTION_KINDS, SingleHeadAttention
 from captionlib.config import DecoderConfig
+from captionlib.decoders.attention import ATTENTION_KINDS, SingleHeadAttention
 from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
 from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, advance_cell
 

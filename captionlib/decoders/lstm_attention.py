@@ -1,6 +1,6 @@
 """LSTM with attention: at every word the decoder looks at the image anew.
 
-Show, Attend and Tell (Xu et al. 2015, section 3.1.2), with any attention of `captionlib.attention`: the state
+Show, Attend and Tell (Xu et al. 2015, section 3.1.2), with any attention of `captionlib.decoders.attention`: the state
 starts from the mean feature, the context joins the word at the LSTM's input, and the output is the paper's
 deep output layer (eq. 7).
 
@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from captionlib.attention import ATTENTION_KINDS
 from captionlib.config import DecoderConfig
+from captionlib.decoders.attention import ATTENTION_KINDS
 from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
 from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, advance_cell
 

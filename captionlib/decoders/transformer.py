@@ -15,17 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captionlib.attention import MultiHeadAttention, split_heads
 from captionlib.config import DecoderConfig
-from captionlib.decoders.base import (
-    Decoder,
-    DecoderOutput,
-    FeatureProjection,
-    Memory,
-    State,
-    WordTable,
-    choose_inputs,
-)
+from captionlib.decoders.attention import MultiHeadAttention, split_heads
+from captionlib.decoders.base import Decoder, DecoderOutput, FeatureProjection, Memory, State, WordTable, choose_inputs
 from captionlib.devices import to_device
 from captionlib.vocabulary import PAD
 

@@ -6,13 +6,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from captionlib import __version__
 from captionlib.metrics import bleu, cider_d, rouge_l
 from captionlib.metrics.bleu import BleuStats
 from captionlib.metrics.cider_d import CiderDStats
 from captionlib.metrics.ngrams import Tokens
 from captionlib.metrics.rouge_l import RougeLStats
 from captionlib.text import tokenize
+from captionlib.version import __version__
 
 
 @dataclass(frozen=True)

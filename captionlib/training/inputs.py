@@ -20,8 +20,9 @@ from torch import Tensor
 
 from captionlib.config import Preprocessing
 from captionlib.devices import to_device
-from captionlib.images import ImageDecodeError, decode_pixels
-from captionlib.transforms import augment, to_pixels
+from captionlib.images.decode import ImageDecodeError
+from captionlib.images.decode_pixels import decode_pixels
+from captionlib.images.pixels import augment, to_pixels
 
 T = TypeVar("T")
 _SMALLEST_CROP = 0.5  # of the area; `augment` takes no less

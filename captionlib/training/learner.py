@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from captionlib.decoders import Decoder
 from captionlib.devices import to_device
-from captionlib.losses import LossSums, caption_loss, doubly_stochastic_penalty
 from captionlib.training.batches import Batch, pad_captions, side_by_side
 from captionlib.training.distillation import Teachers
 from captionlib.training.inputs import shown_on
+from captionlib.training.losses import LossSums, caption_loss, doubly_stochastic_penalty
 from captionlib.training.objects import objects_loss
 from captionlib.training.optimizers import build_optimizer, learning_rate_factor, teacher_forcing_ratio
 from captionlib.training.self_critical import SelfCritic, self_critical_loss

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captionlib.captioner import Captioner
+from captionlib.captioners.from_features import Captioner
 from captionlib.config import SearchConfig
 from captionlib.decoders import Decoder, DecoderOutput
 from captionlib.metrics import CiderD

@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from captionlib.captioners.predictor import Predictor
 from captionlib.config import SearchConfig
-from captionlib.predictor import Predictor
-from jobs.listing import list_files
-from jobs.measure import loop_seconds
-from jobs.resources import num_cpus
+from jobs.benchmarking.measure import loop_seconds
+from jobs.cluster.resources import num_cpus
+from jobs.inputs.listing import list_files
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder")

@@ -29,8 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from benchmarks.photo_mill import make_images
 from faults.servers import OWNER, ObjectStore, object_store
 
-from jobs.measure import time_job
-from jobs.resources import num_cpus
+from jobs.benchmarking.measure import time_job
+from jobs.cluster.resources import num_cpus
 
 CASES = ("job", "script", "s3", "beam", "batch", "start")
 GREEDY, BEAM = ("--search.method", "greedy"), ("--search.method", "beam", "--search.beam-width", "3")
@@ -100,10 +100,10 @@ class Bench:
 
     def batch(self, repeat: int) -> None:
         """Beam search in batches of 32, and image by image."""
+        from captionlib.captioners.predictor import Predictor
         from captionlib.config import SearchConfig
-        from captionlib.predictor import Predictor
-        from jobs.listing import list_files
-        from jobs.measure import load, model_seconds
+        from jobs.benchmarking.measure import load, model_seconds
+        from jobs.inputs.listing import list_files
 
         predictor = Predictor.from_checkpoint(num_threads=num_cpus())
         pixels = load(list(list_files(str(self.images)))[:128], predictor.preprocessing).pixels

@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from captionlib.config import Preprocessing
-from captionlib.images import decode_image, decode_pixels
-from captionlib.transforms import to_pixels
+from captionlib.images.decode import decode_image
+from captionlib.images.decode_pixels import decode_pixels
+from captionlib.images.pixels import to_pixels
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "tests" / "photos")

@@ -25,8 +25,8 @@ class Captioner:
     """Loads the model once, captions batches."""
 
     def __init__(self) -> None:
+        from captionlib.captioners.predictor import Predictor
         from captionlib.config import SearchConfig
-        from captionlib.predictor import Predictor
 
         self.predictor = Predictor.from_checkpoint(engine="torch")
         self.search = SearchConfig(method="greedy")

@@ -1,6 +1,6 @@
 """A manifest of a million paths through plan, resume and write, without images or a model: what the driver costs.
 
-    python tests/benchmarks/million_rows.py [--rows 1000000] [--images-per-part 10000]
+    python tests/benchmarks/million_rows.py [--rows 1000000] [--images-per-chunk 10000]
 
 Prints seconds and peak memory of the driver; fails above 1.5 GiB. No path exists, so each row becomes an error.
 """
@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captionlib.config import Preprocessing
-from jobs import schemas
-from jobs.part_job import Outcome, PartJob, run_job
-from jobs.settings import FaultSettings, PartSettings, WorkSettings
-from jobs.source_settings import SourceSettings
+from jobs.batch.job import BatchJob, RunResult
+from jobs.batch.run import run_batch_job
+from jobs.batch.settings import BatchSettings, FaultSettings, WorkSettings
+from jobs.inputs.settings import SourceSettings
+from jobs.outputs import schemas
 
 LIMIT_GIB = 1.5
 
@@ -41,9 +42,9 @@ class NoModel:
         return {"captions": {name: pa.array([], schemas.CAPTIONS.field(name).type) for name in names}}
 
 
-def run(source: Path, output: Path, images_per_part: int | None) -> Outcome:
+def run(source: Path, output: Path, images_per_chunk: int | None) -> RunResult:
     """The whole job, with a column that is carried along."""
-    job = PartJob(
+    job = BatchJob(
         kind="stub",
         verb="captioned",
         folders=("captions",),
@@ -52,14 +53,14 @@ def run(source: Path, output: Path, images_per_part: int | None) -> Outcome:
         factory=lambda plan: NoModel(),
         compact=True,
     )
-    settings = PartSettings(
+    settings = BatchSettings(
         input=str(source),
         output=str(output),
         source=SourceSettings(columns=("label",)),
-        work=WorkSettings(images_per_part=images_per_part),
+        work=WorkSettings(images_per_chunk=images_per_chunk),
         faults=FaultSettings(max_error_share=1.0),
     )
-    return run_job(job, settings)
+    return run_batch_job(job, settings)
 
 
 def peak_gib() -> float:
@@ -67,7 +68,7 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def report(what: str, outcome: Outcome, began: float) -> None:
+def report(what: str, outcome: RunResult, began: float) -> None:
     """One line of figures."""
     print(
         f"{what}: {outcome.images:,} images in {time.monotonic() - began:.0f} s, of which plan "
@@ -77,12 +78,12 @@ def report(what: str, outcome: Outcome, began: float) -> None:
 
 
 def main() -> None:
-    """Run once over all, once with a part of the output gone, and once with nothing to do."""
+    """Run once over all, once with a chunk of the output gone, and once with nothing to do."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--images-per-part", type=int, help="default: as the job chooses")
+    parser.add_argument("--images-per-chunk", type=int, help="default: as the job chooses")
     arguments = parser.parse_args()
-    num_rows, per_part = arguments.rows, arguments.images_per_part
+    num_rows, per_chunk = arguments.rows, arguments.images_per_chunk
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source, output = folder / "list.parquet", folder / "out"
@@ -90,18 +91,18 @@ def main() -> None:
         pq.write_table(pa.table({"path": paths, "label": pa.array(range(num_rows), pa.int64())}), source)
         del paths
         began = time.monotonic()
-        outcome = run(source, output, per_part)
+        outcome = run(source, output, per_chunk)
         report("all", outcome, began)
         assert outcome.counts == (0, num_rows), outcome.counts
         last = sorted((output / "captions").glob("*.parquet"))[-1]
         gone = pq.read_metadata(last).num_rows
         last.unlink()
         began = time.monotonic()
-        outcome = run(source, output, per_part)
+        outcome = run(source, output, per_chunk)
         report("resumed", outcome, began)
         assert (outcome.images, outcome.counts) == (gone, (0, num_rows)), (outcome.images, outcome.counts)
         began = time.monotonic()
-        report("nothing to do", run(source, output, per_part), began)
+        report("nothing to do", run(source, output, per_chunk), began)
         labels = pq.read_table(output / "captions", columns=["image_id", "label"]).sort_by("image_id")
         assert labels.column("label").equals(labels.column("image_id"))
     assert peak_gib() < LIMIT_GIB, f"the driver took {peak_gib():.2f} GiB, {LIMIT_GIB} is the limit"

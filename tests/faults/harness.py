@@ -60,7 +60,7 @@ def start_job(
     return Session(command, env=place.env(env), log=place.folder / f"{name}.log", cwd=ROOT)
 
 
-def run_job(
+def run_batch_job(
     place: Place, env: Mapping[str, str], source: str, output: str, model: Path, *flags: str, name: str = "job"
 ) -> tuple[int, str]:
     """Run the job to its end: its exit code, and all that it printed."""
@@ -93,7 +93,7 @@ class Output:
         items = [item for page in pages for item in page.get("Contents", [])]
         return {item["Key"][len(self.prefix) + 1 :]: item["LastModified"] for item in items}
 
-    def parts(self) -> dict[range, Any]:
+    def chunks(self) -> dict[range, Any]:
         """The image ids of each file of captions → when it was last written."""
         found = {}
         for key, written in self.objects().items():
@@ -104,7 +104,7 @@ class Output:
 
     def num_rows(self) -> int:
         """Images that have a row, by the files' names."""
-        return len({image_id for ids in self.parts() for image_id in ids})
+        return len({image_id for ids in self.chunks() for image_id in ids})
 
     def read(self, key: str) -> bytes:
         data: bytes = self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()

@@ -72,12 +72,12 @@ def make_checkpoint(directory: Path) -> Path:
     """A captioner of 64-pixel images whose words mean nothing, but differ from photo to photo."""
     import torch
 
-    from captionlib.captioner import Captioner
+    from captionlib.captioners.from_features import Captioner
     from captionlib.checkpoints import save_checkpoint
     from captionlib.config import DecoderConfig, ModelConfig, SearchConfig
     from captionlib.decoders import build_decoder
     from captionlib.encoders import build_encoder, describe_encoder
-    from captionlib.transforms import normalize, to_pixels
+    from captionlib.images.pixels import normalize, to_pixels
     from captionlib.vocabulary import SPECIAL_WORDS, Vocabulary
 
     torch.manual_seed(1)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 MOST_REDONE_PER_KILL = 2_000
 DRIVER_KILLS = ("driver SIGKILL", "driver SIGINT", "driver SIGTERM")
-MODEL_ACTOR, DECODING_TASK = r"^ray::.*PartWorker", r"^ray::.*FetchAndDecode"
+MODEL_ACTOR, DECODING_TASK = r"^ray::.*ModelStage", r"^ray::.*DecodeStage"
 
 
 @dataclass
@@ -153,14 +153,14 @@ def _kill_and_resume(
     finished: dict[range, Any] = {}
     try:
         while True:
-            finished.update(log.output.parts())
+            finished.update(log.output.chunks())
             job = start()
             sessions.append(job)
             log.num_runs += 1
             began = time.monotonic()
             while todo and _until_a_random_moment(job, log.output, chance):
                 what = todo[0]
-                finished.update(log.output.parts())
+                finished.update(log.output.chunks())
                 if not _kill_one(job, what, extra):
                     continue  # there is no such process at the moment
                 log.add(what, time.monotonic() - began)
@@ -173,7 +173,7 @@ def _kill_and_resume(
             else:
                 code = job.wait(PATIENCE)
                 assert code == 0, job.log.read_text()[-4000:]
-            rewritten = [ids for ids, at in log.output.parts().items() if finished.get(ids, at) != at]
+            rewritten = [ids for ids, at in log.output.chunks().items() if finished.get(ids, at) != at]
             assert not rewritten, f"rows that were finished were done again: {rewritten}"
             if code == 0:
                 break
@@ -190,11 +190,11 @@ def _kill_and_resume(
 
 
 def _until_a_random_moment(job: Session, output: Output, chance: random.Random) -> bool:
-    """Wait some seconds, or for some parts of the output and then some seconds; False when the job ended meanwhile."""
-    more_parts = chance.choice((0, 0, 1))
-    seconds = chance.uniform(0, 20 if not more_parts else 2)
-    parts = len(output.parts())
-    wait_until(lambda: not job.is_running or len(output.parts()) >= parts + more_parts, PATIENCE, pause=0.2)
+    """Wait some seconds, or for some chunks of the output and then some seconds; False when the job ended meanwhile."""
+    more_chunks = chance.choice((0, 0, 1))
+    seconds = chance.uniform(0, 20 if not more_chunks else 2)
+    chunks = len(output.chunks())
+    wait_until(lambda: not job.is_running or len(output.chunks()) >= chunks + more_chunks, PATIENCE, pause=0.2)
     return not wait_until(lambda: not job.is_running, seconds)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from .cluster import cluster
-from .harness import PATIENCE, Place, run_job, start_job
+from .harness import PATIENCE, Place, run_batch_job, start_job
 from .inputs import photo
 from .processes import kill, wait_until
 
@@ -24,7 +24,7 @@ def test_killed_and_resumed(size: str, model: Path, place: Place, tmp_path: Path
     source.mkdir()
     for number in range(NUM_PHOTOS):
         (source / f"{number:04d}.jpg").write_bytes(photo(number))
-    flags = ["--images-per-part", "20", "--no-report"]
+    flags = ["--images-per-chunk", "20", "--no-report"]
     env: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         if size == "auto":
@@ -37,18 +37,18 @@ def test_killed_and_resumed(size: str, model: Path, place: Place, tmp_path: Path
             flags += ["--num-cpus", size]
         job = start_job(place, env, str(source), str(output), model, *flags, name=f"size-{size}")
         try:
-            parts = output / "captions"
-            assert wait_until(lambda: any(parts.glob("*.parquet")) or not job.is_running, PATIENCE)
+            chunks = output / "captions"
+            assert wait_until(lambda: any(chunks.glob("*.parquet")) or not job.is_running, PATIENCE)
             assert kill(job.pid), job.log.read_text()
             job.wait(60)
         finally:
             job.end()
-        done = {path.name: path.stat().st_mtime_ns for path in parts.glob("captions-*.parquet")}
+        done = {path.name: path.stat().st_mtime_ns for path in chunks.glob("captions-*.parquet")}
         assert 0 < len(done) < NUM_PHOTOS / 20
         flags += ["--jsonl"]
-        code, log = run_job(place, env, str(source), str(output), model, *flags, name=f"size-{size}-again")
+        code, log = run_batch_job(place, env, str(source), str(output), model, *flags, name=f"size-{size}-again")
     assert code == 0, log
-    print(f"\n{size}: {len(done)} of {NUM_PHOTOS // 20} parts when it was killed; then {log.splitlines()[0]}")
+    print(f"\n{size}: {len(done)} of {NUM_PHOTOS // 20} chunks when it was killed; then {log.splitlines()[0]}")
     assert f"{NUM_PHOTOS - 20 * len(done)} images to do" in log
     rows = pq.read_table(output / "captions").sort_by("image_id")
     assert rows.column("image_id").to_pylist() == list(range(NUM_PHOTOS))

@@ -14,7 +14,7 @@ from tiny_training import SENTENCES, write_grid_features
 from captionlib.checkpoints import weights_fingerprint
 from captionlib.encoders import build_encoder, describe_encoder
 
-from .harness import PATIENCE, ROOT, Output, Place, run_job
+from .harness import PATIENCE, ROOT, Output, Place, run_batch_job
 from .inputs import photo
 from .processes import Session, wait_until
 from .servers import OWNER, READER, ObjectStore
@@ -94,7 +94,7 @@ def test_train_in_a_bucket_and_caption_from_there(store: ObjectStore, features: 
     for number in range(NUM_PHOTOS):
         store.client().put_object(Bucket="photos", Key=f"five/{number}.jpg", Body=photo(number))
     captions = Output(store.client(), "captions", "from-bucket")
-    code, log = run_job(
+    code, log = run_batch_job(
         place, OWNER.env(store.url), "s3://photos/five", captions.url, f"{output.url}/best", "--no-report", name="from"
     )
     assert code == 0, log

@@ -32,7 +32,7 @@ def failing(faults: Mapping[str, str], folder: Path, *, times: int = 1) -> Calla
         from failing_training import inject
 
         inject(faults, folder, times)
-        from jobs.train_loop import train_worker as real
+        from jobs.training.worker import train_worker as real
 
         return real(config)
 
@@ -45,8 +45,8 @@ def inject(faults: Mapping[str, str], folder: Path, times: int) -> None:
     import torch
 
     from captionlib.training.learner import Learner
-    from jobs.train_dev import DevEvaluation
-    from jobs.train_loop import FeatureViews
+    from jobs.training.dev_evaluation import DevEvaluation
+    from jobs.training.worker import FeatureViews
 
     places = {
         "data": (FeatureViews, "load"),

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from captionlib.config import Preprocessing
-from jobs import schemas
-from jobs.part_job import Outcome, PartJob, run_job
-from jobs.settings import FaultSettings, PartSettings, WorkSettings
+from jobs.batch.job import BatchJob, RunResult
+from jobs.batch.run import run_batch_job
+from jobs.batch.settings import BatchSettings, FaultSettings, WorkSettings
+from jobs.outputs import schemas
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,18 @@ class Stub:
 
 def settings(
     given: Path | str, output: Path | str, *, work: dict | None = None, faults: dict | None = None, **more
-) -> PartSettings:
-    return PartSettings(
+) -> BatchSettings:
+    return BatchSettings(
         input=str(given),
         output=str(output),
-        work=WorkSettings(**{"images_per_part": 8, **(work or {})}),
+        work=WorkSettings(**{"images_per_chunk": 8, **(work or {})}),
         faults=FaultSettings(**{"transport_pause": 0.0, **(faults or {})}),
         **more,
     )
 
 
-def stub_job(factory: StubFactory = StubFactory(), **more) -> PartJob:
-    return PartJob(
+def stub_job(factory: StubFactory = StubFactory(), **more) -> BatchJob:
+    return BatchJob(
         kind="stub",
         verb="captioned",
         folders=("captions",),
@@ -102,5 +103,5 @@ def stub_job(factory: StubFactory = StubFactory(), **more) -> PartJob:
     )
 
 
-def run_stub(given: Path | str, output: Path | str, factory: StubFactory = StubFactory(), **more) -> Outcome:
-    return run_job(stub_job(factory), settings(given, output, **more))
+def run_stub(given: Path | str, output: Path | str, factory: StubFactory = StubFactory(), **more) -> RunResult:
+    return run_batch_job(stub_job(factory), settings(given, output, **more))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import measure
 from jobs.benchmark import BenchmarkSettings, main
-from jobs.listing import Listed
+from jobs.benchmarking import measure
+from jobs.inputs.listing import ImageRef
 
 PHOTOS = Path(__file__).parent.parent / "photos"
 
@@ -65,15 +65,15 @@ def test_what_is_wrong_is_said(
 
 
 def test_a_sample_is_drawn_from_all_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = [Listed(f"{i}.jpg", 1) for i in range(1000)]
+    listed = [ImageRef(f"{i}.jpg", 1) for i in range(1000)]
     monkeypatch.setattr(measure.Sources, "list", lambda self: iter(listed))
-    found = measure.draw(["photos"], 100)
+    found = measure.sample_images(["photos"], 100)
     assert (found.num_seen, found.is_complete, len(found.images)) == (1000, True, 100)
     numbers = sorted(int(image.path.partition(".")[0]) for image in found.images)
     assert len(set(numbers)) == 100
     assert sum(number < 500 for number in numbers) in range(35, 66)  # three standard deviations of a fair draw
 
-    found = measure.draw(["photos"], 100, seconds=-1)
+    found = measure.sample_images(["photos"], 100, seconds=-1)
     assert (found.num_seen, found.is_complete) == (1, False)
 
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import PHOTOS
 
+from captionlib.captioners.predictor import Predictor
 from captionlib.config import EncoderConfig, ModelConfig, to_dict
-from captionlib.predictor import Predictor
 from jobs import caption as module
 from jobs.caption import main
 
@@ -29,7 +29,7 @@ def test_captions_are_those_of_the_predictor(tmp_path, tiny_checkpoint, capfd):
     for photo in PHOTOS.glob("*.jpg"):
         (source / photo.name).write_bytes(photo.read_bytes())
     (source / "[red]broken[red].jpg").write_bytes(b"")
-    arguments = [str(source), str(output), "--model", str(tiny_checkpoint), "--show", "3", "--images-per-part", "2"]
+    arguments = [str(source), str(output), "--model", str(tiny_checkpoint), "--show", "3", "--images-per-chunk", "2"]
 
     assert main([*arguments, "--num-actors", "2"]) == 0
 
@@ -94,11 +94,11 @@ def test_a_checkpoint_without_an_encoder_is_refused(tmp_path, tiny_checkpoint, m
 
 
 def test_two_runs_do_not_share_an_output(tmp_path, tiny_checkpoint, make_images, capfd):
-    from jobs.prepare import reserved
-    from jobs.storage import Folder
+    from jobs.batch.resume import output_lock
+    from jobs.storage.folder import Folder
 
     source, output = make_images(1), tmp_path / "out"
-    with reserved(Folder.of(str(output))):
+    with output_lock(Folder.of(str(output))):
         assert main([str(source), str(output), "--model", str(tiny_checkpoint)]) == 2
     assert "another run is writing to" in capfd.readouterr().err
 
@@ -119,7 +119,7 @@ def test_help_needs_neither_ray_nor_pytorch():
 def test_an_interrupted_job_says_what_to_do(tmp_path, tiny_checkpoint, make_images, count):
     source, output = make_images(count), tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.caption", source, output, "--model", tiny_checkpoint, "--images-per-part", "1"],
+        [sys.executable, "-m", "jobs.caption", source, output, "--model", tiny_checkpoint, "--images-per-chunk", "1"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -142,6 +142,9 @@ def test_an_interrupted_job_says_what_to_do(tmp_path, tiny_checkpoint, make_imag
 
 
 def test_the_driver_does_not_wait_for_pytorch():
-    modules = "jobs.caption, jobs.part_job, jobs.processors, jobs.summary, captionlib.checkpoints, captionlib.report"
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    batch = "jobs.batch.run, jobs.batch.caption_model, jobs.batch.gallery"
+    code = (
+        f"import sys, jobs.caption, {batch}, captionlib.checkpoints, captionlib.report; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

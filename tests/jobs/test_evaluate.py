@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from captionlib.metrics import score_captions
-from jobs import schemas
 from jobs.evaluate import IMAGE_SCORES, main
+from jobs.outputs import schemas
 
 PHOTOS = Path(__file__).parents[1] / "photos"
 REFERENCES = {

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from captionlib.captioners.predictor import Predictor
 from captionlib.checkpoints import weights_fingerprint
-from captionlib.features import open_features
-from captionlib.predictor import Predictor
-from captionlib.transforms import to_pixels
+from captionlib.features.store import open_features
+from captionlib.images.pixels import to_pixels
+from jobs.batch.feature_model import load_encoder
 from jobs.extract_features import main
-from jobs.processors import load_encoder
 
 pytestmark = pytest.mark.usefixtures("ray_of_two_cpus")
 
@@ -26,7 +26,7 @@ def test_features_of_images_and_of_their_mirror_images(tmp_path, tiny_checkpoint
     (source / "2.png").write_bytes(b"")
     arguments = [str(source), str(output), "--model", str(tiny_checkpoint), "--flip"]
 
-    assert main([*arguments, "--images-per-part", "3"]) == 0
+    assert main([*arguments, "--images-per-chunk", "3"]) == 0
 
     assert "4 encoded + 1 failed = 5 planned" in capfd.readouterr().out
     plain, flipped = open_features(str(output)), open_features(str(output / "features_flipped"))
@@ -64,7 +64,7 @@ def test_features_of_random_crops(tmp_path, tiny_checkpoint):
     options = ["--model", str(tiny_checkpoint), "--crops", "2"]
 
     assert main([str(source), str(tmp_path / "a"), *options]) == 0
-    assert main([str(source), str(tmp_path / "b"), *options, "--images-per-part", "1"]) == 0
+    assert main([str(source), str(tmp_path / "b"), *options, "--images-per-chunk", "1"]) == 0
 
     views = [open_features(str(tmp_path / "a" / f"features{view}")) for view in ("", "_crop_1", "_crop_2")]
     again = open_features(str(tmp_path / "b" / "features_crop_2"))

@@ -10,8 +10,8 @@ import pandas
 import pytest
 from conftest import PHOTOS
 
+from captionlib.captioners.predictor import Predictor
 from captionlib.checkpoints import load_checkpoint
-from captionlib.predictor import Predictor
 from jobs import caption
 from jobs.quantize import main
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from tiny_training import SENTENCES, write_grid_features
 
+from captionlib.captioners.predictor import Predictor
 from captionlib.checkpoints import load_checkpoint, weights_fingerprint
 from captionlib.encoders import build_encoder, describe_encoder
-from captionlib.predictor import Predictor
-from jobs.settings import parse
+from jobs.cli.arguments import parse
 from jobs.train import main
-from jobs.train_settings import TrainSettings
+from jobs.training.settings import TrainSettings
 
 NUM_TRAIN, NUM_DEV = 48, 6
 

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from captionlib.captioner import Captioner
+from captionlib.captioners.from_features import Captioner
+from captionlib.captioners.predictor import Predictor
 from captionlib.checkpoints import save_checkpoint, weights_fingerprint
 from captionlib.config import DecoderConfig, EncoderConfig, FeatureKind, ModelConfig, Preprocessing
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder, describe_encoder
-from captionlib.images import decode_image
-from captionlib.predictor import Predictor
-from captionlib.runtime import build_engine
-from captionlib.transforms import normalize, to_pixels
+from captionlib.engines.build import build_engine
+from captionlib.images.decode import decode_image
+from captionlib.images.pixels import normalize, to_pixels
 from captionlib.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.parity

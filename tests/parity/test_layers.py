@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captionlib.attention import AdditiveAttention, DotAttention, MultiHeadAttention
 from captionlib.config import DecoderConfig
 from captionlib.decoders import Decoder, build_decoder
+from captionlib.decoders.attention import AdditiveAttention, DotAttention, MultiHeadAttention
 from captionlib.decoders.transformer import TransformerLayer
 from captionlib.vocabulary import BOS, EOS, PAD
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from captionlib import checkpoints
-from captionlib.captioner import Captioner
+from captionlib.captioners.from_features import Captioner
 from captionlib.checkpoints import (
     CARD,
     CONFIG,

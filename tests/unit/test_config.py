@@ -9,15 +9,7 @@ from typing import Any
 
 import pytest
 
-from captionlib.config import (
-    DecoderConfig,
-    EncoderConfig,
-    ModelConfig,
-    Preprocessing,
-    SearchConfig,
-    from_dict,
-    to_dict,
-)
+from captionlib.config import DecoderConfig, EncoderConfig, ModelConfig, Preprocessing, SearchConfig, from_dict, to_dict
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from captionlib.captioners.predictor import Predictor
 from captionlib.checkpoints import CARD, check_checkpoint, load_checkpoint, resolve_checkpoint
-from captionlib.predictor import Predictor
 
 PHOTOS = Path(__file__).parents[1] / "photos"
 PEOPLE = {"man", "woman", "person", "boy", "girl", "child", "people"}

@@ -30,7 +30,8 @@ def test_the_library_never_imports_ray() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["captionlib", "captionlib.config", "captionlib.datasets", "captionlib.metrics", "captionlib.images"]
+    "module",
+    ["captionlib", "captionlib.config", "captionlib.datasets", "captionlib.metrics", "captionlib.images"],
 )
 def test_light_modules_load_no_heavy_ones(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'torchvision', 'timm', 'ray') if m in sys.modules])"

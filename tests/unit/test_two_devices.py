@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-import captionlib.runtime as runtime
-from captionlib.captioner import Captioner
+from captionlib.captioners.from_features import Captioner
+from captionlib.captioners.predictor import Predictor
 from captionlib.config import DecoderConfig, SearchConfig
 from captionlib.decoders import build_decoder
-from captionlib.predictor import Predictor
-from captionlib.runtime import TorchEngine
+from captionlib.engines import build as runtime
+from captionlib.engines.torch_engine import TorchEngine
 from captionlib.training.batches import Batch, pad_captions
 from captionlib.training.learner import Learner
 from captionlib.training.settings import TrainingSettings

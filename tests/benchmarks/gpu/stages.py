@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
+from captionlib.captioners.predictor import Predictor
 from captionlib.config import SearchConfig
-from captionlib.predictor import Predictor
 
 GREEDY = SearchConfig(method="greedy")
 BEAM = SearchConfig(method="beam", beam_width=8, no_repeat_ngram=2, length_penalty=0.65)

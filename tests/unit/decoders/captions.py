@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from captionlib.attention import ATTENTION_KINDS
 from captionlib.config import DecoderConfig
 from captionlib.decoders import Decoder, build_decoder
+from captionlib.decoders.attention import ATTENTION_KINDS
 from captionlib.vocabulary import BOS, EOS, PAD
 
 NUM_WORDS, FEATURE_DIM, POSITIONS = 17, 10, 5

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captionlib.captioner import Captioner
+from captionlib.captioners.from_features import Captioner
 from captionlib.config import SearchConfig
 from captionlib.decoders import DECODER_KINDS, Decoder, build_decoder
 from captionlib.vocabulary import BOS, EOS, PAD

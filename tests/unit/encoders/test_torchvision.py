@@ -10,11 +10,11 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from captionlib.captioner import Captioner
+from captionlib.captioners.from_features import Captioner
 from captionlib.config import DecoderConfig, FeatureKind, SearchConfig
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder, describe_encoder
-from captionlib.losses import caption_loss
+from captionlib.training.losses import caption_loss
 from captionlib.vocabulary import BOS, EOS
 
 WORDS = 12

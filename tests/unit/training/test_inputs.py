@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from captionlib.config import Preprocessing
+from captionlib.images.pixels import to_pixels
 from captionlib.training.inputs import Photos, ahead
-from captionlib.transforms import to_pixels
 
 SIZE = 16
 IMAGES = np.array([2, 0, 1])

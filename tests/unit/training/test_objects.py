@@ -15,7 +15,7 @@ from captionlib.datasets import DatasetError, read_objects
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder, describe_encoder
 from captionlib.training.batches import Batch
-from captionlib.training.from_pixels import FromPixels
+from captionlib.training.encoder_decoder import EncoderDecoder
 from captionlib.training.learner import Learner
 from captionlib.training.objects import ObjectLabels, ObjectsHead, objects_loss
 from captionlib.training.settings import OptimizerSettings, TrainingSettings
@@ -69,7 +69,7 @@ def test_an_encoder_learns_objects_and_a_resumed_learner_goes_on_equally() -> No
         encoder.freeze_before("head")
         small = DecoderConfig(hidden_dim=8, embedding_dim=8, attention_dim=8, projection_dim=8)
         decoder = build_decoder(small, feature_dim=1280, vocabulary_size=9)
-        model = FromPixels(encoder, decoder, ObjectsHead(1280, 2))
+        model = EncoderDecoder(encoder, decoder, ObjectsHead(1280, 2))
         settings = TrainingSettings(
             epochs=2,
             objects_weight=1.0,
@@ -86,7 +86,7 @@ def test_an_encoder_learns_objects_and_a_resumed_learner_goes_on_equally() -> No
     )
 
     def loss(of: Learner) -> float:
-        assert isinstance(of.decoder, FromPixels)
+        assert isinstance(of.decoder, EncoderDecoder)
         assert of.decoder.objects is not None
         return float(objects_loss(of.decoder.objects(of.decoder.encode(pixels)), labels).detach())
 

@@ -7,12 +7,7 @@ import math
 import pytest
 import torch
 
-from captionlib.training.optimizers import (
-    OPTIMIZERS,
-    build_optimizer,
-    learning_rate_factor,
-    teacher_forcing_ratio,
-)
+from captionlib.training.optimizers import OPTIMIZERS, build_optimizer, learning_rate_factor, teacher_forcing_ratio
 from captionlib.training.settings import OptimizerSettings, TeacherForcingSettings
 
 

@@ -1,0 +1,1 @@
+"""Captioners: images → captions, whatever kind of model writes them."""

@@ -1,0 +1,220 @@
+"""The predictor: images as people have them → captions as people read them. Owns transform, engine and device.
+
+Shapes: B images, S side of the square input, N positions, D feature width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captionlib.captioners.from_features import Captioner
+from captionlib.checkpoints import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
+from captionlib.config import EngineKind, SearchConfig
+from captionlib.decoders import build_decoder
+from captionlib.encoders import build_encoder
+from captionlib.engines.base import EncoderEngine
+from captionlib.engines.build import build_engine
+from captionlib.images.decode import decode_image, to_rgb
+from captionlib.images.decode_pixels import decode_pixels
+from captionlib.images.pixels import to_pixels
+from captionlib.search import Hypothesis
+from captionlib.text import detokenize
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of an image."""
+
+    text: str
+    log_prob: float
+    """Sum of the model's log-probabilities over the words and the end, natural log."""
+    num_tokens: int
+    """Words, without the end."""
+
+
+class Predictor:
+    """Captions images with a checkpoint. May be called from several threads.
+
+    >>> predictor = Predictor.from_checkpoint()
+    >>> predictor.caption(["photo.jpg"])[0][0].text    # doctest: +SKIP
+    'a cat is sitting on a chair'
+
+    Args:
+        checkpoint: settings, words and weights.
+        device: default: CUDA where there is one.
+        num_threads: of the engine on a CPU and of PyTorch, in the whole process; default: as many as PyTorch uses.
+        engine: how the encoder is run (see `captionlib.engines.build`).
+
+    Raises:
+        captionlib.checkpoints.CheckpointError: weights, words and settings do not fit each other.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str | None = None,
+        num_threads: int | None = None,
+        engine: EngineKind = "auto",
+    ) -> None:
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        self.preprocessing = checkpoint.model.encoder.preprocessing
+        self.fingerprint = checkpoint.fingerprint
+        self.search = checkpoint.search
+        self.vocabulary = checkpoint.vocabulary
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settings = checkpoint.model
+        encoder = None if settings.encoder.kind == "vectors" else build_encoder(settings.encoder)
+        decoder = build_decoder(settings.decoder, settings.encoder.feature_dim, len(self.vocabulary))
+        load_weights(Captioner(encoder, decoder), checkpoint.weights, "the checkpoint")
+        # The engine has the encoder in its own form; a captioner without it does not keep it twice.
+        self.captioner = Captioner(None, decoder).to(self.device).eval()
+        self._one_search = contextlib.nullcontext() if self.device.type == "cpu" else threading.Lock()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32: the decoder's products, several times faster
+        self.engine: EncoderEngine | None = None
+        if encoder is not None:
+            self.engine = build_engine(
+                encoder,
+                self.preprocessing,
+                fingerprint=checkpoint.fingerprint,
+                device=self.device,
+                num_threads=num_threads or torch.get_num_threads(),
+                kind=engine,
+                int8_graph=checkpoint.int8_encoder,
+            )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        source: str | Path | None = None,
+        *,
+        device: str | None = None,
+        num_threads: int | None = None,
+        engine: EngineKind = "auto",
+    ) -> Predictor:
+        """Load a checkpoint.
+
+        Args:
+            source: a directory, a URL, or None for the checkpoint that ships (see
+                `captionlib.checkpoints.resolve_checkpoint`).
+        """
+        checkpoint = load_checkpoint(resolve_checkpoint(source))
+        return cls(checkpoint, device=device, num_threads=num_threads, engine=engine)
+
+    def caption(
+        self,
+        images: Sequence[Image | str | os.PathLike[str] | bytes],
+        search: SearchConfig | None = None,
+        image_ids: Sequence[int] | None = None,
+    ) -> list[list[Caption]]:
+        """Caption images: PIL images, paths, or the bytes of image files. One batch; cut long lists.
+
+        Args:
+            search: default: the checkpoint's own.
+            image_ids: what samples are keyed by (`SearchConfig.seed`); default: position in the batch.
+
+        Returns:
+            Per image its captions, best first.
+
+        Raises:
+            ImageDecodeError: one of them is not a readable image.
+        """
+        if not images:
+            return []
+        pixels = np.stack([self._to_pixels(image) for image in images])
+        return self.caption_pixels(pixels, search, image_ids)
+
+    def caption_pixels(
+        self, pixels: np.ndarray, search: SearchConfig | None = None, image_ids: Sequence[int] | None = None
+    ) -> list[list[Caption]]:
+        """Caption a batch that is already in the encoder's form.
+
+        Args:
+            pixels: uint8 (B, S, S, 3), values in [0, 255], as `captionlib.images.pixels.to_pixels` makes them.
+        """
+        if len(pixels) == 0:
+            return []
+        return self._caption(self._encode(pixels), search, image_ids)
+
+    def caption_features(
+        self, features: np.ndarray, search: SearchConfig | None = None, image_ids: Sequence[int] | None = None
+    ) -> list[list[Caption]]:
+        """Caption a batch of features (B, N, D), made by `features` or given ready-made."""
+        return self._caption(torch.from_numpy(np.asarray(features, dtype=np.float32)), search, image_ids)
+
+    def attention_map(self, image: Image | str | os.PathLike[str] | bytes, search: SearchConfig | None = None) -> Image:
+        """Caption an image and draw, word by word, where the decoder looked: an RGB picture.
+
+        Raises:
+            ImageDecodeError: it is not a readable image.
+            ValueError: the decoder has no attention, or its encoder's features no positions.
+        """
+        from captionlib.report import attention_map
+
+        opened = self._open(image)
+        features = self._encode(to_pixels(opened, self.preprocessing)[np.newaxis]).to(self.device)
+        found = self.captioner.caption_features(features, search or self.search, keep_attention=True)[0][0]
+        if found.attention is None or features.shape[1] == 1:
+            raise ValueError(
+                "there is nothing to draw: this model looks at the image as a whole (its decoder has no attention, "
+                "or its features have one position)"
+            )
+        words = self.vocabulary.decode(found.tokens)
+        weights = found.attention.float().cpu().numpy()
+        return attention_map(opened, words, weights, square=self.preprocessing.square)
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """The encoder alone: uint8 (B, S, S, 3) → float32 (B, N, D)."""
+        return self._encode(pixels).cpu().numpy()
+
+    def _encode(self, pixels: np.ndarray) -> Tensor:
+        if self.engine is None:
+            raise ValueError(
+                "this checkpoint was trained on ready-made vectors, and does not know which encoder made them: "
+                "use caption_features, or train with the encoder stated"
+            )
+        return self.engine(pixels)
+
+    def _caption(
+        self, features: Tensor, search: SearchConfig | None, image_ids: Sequence[int] | None
+    ) -> list[list[Caption]]:
+        # Two searches at once would only share the device's time. A second thread encodes its batch meanwhile.
+        with self._one_search:
+            found = self.captioner.caption_features(features.to(self.device), search or self.search, image_ids)
+        return [[self._read(hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+
+    def _read(self, hypothesis: Hypothesis) -> Caption:
+        words = self.vocabulary.decode(hypothesis.tokens)
+        return Caption(detokenize(words), hypothesis.log_prob, len(words))
+
+    def _to_pixels(self, image: Image | str | os.PathLike[str] | bytes) -> np.ndarray:
+        """uint8 (S, S, 3)."""
+        if isinstance(image, (str, os.PathLike)):
+            image = Path(image).read_bytes()
+        if isinstance(image, bytes):
+            return to_pixels(decode_pixels(image, target_side=self.preprocessing.size).pixels, self.preprocessing)
+        return to_pixels(self._open(image), self.preprocessing)
+
+    def _open(self, image: Image | str | os.PathLike[str] | bytes) -> Image:
+        if isinstance(image, (str, os.PathLike)):
+            image = Path(image).read_bytes()
+        if isinstance(image, bytes):
+            return decode_image(image, target_side=self.preprocessing.size).image
+        from PIL import ImageOps
+
+        return to_rgb(ImageOps.exif_transpose(image))

@@ -1,0 +1,1 @@
+"""Engines: different ways to run an encoder, uint8 pixels → features."""

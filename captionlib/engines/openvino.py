@@ -1,0 +1,45 @@
+"""Runs an encoder with OpenVINO on a CPU.
+
+Shapes: B images, S side of the square input, N positions, D feature width.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captionlib.engines.openvino_cache import compile_graph, import_openvino
+
+
+class OpenVinoEngine:
+    """The encoder in OpenVINO, on a CPU. Calls from several threads wait for each other.
+
+    Args:
+        graph: what `export_onnx` wrote, or `captionlib.engines.quantization.quantize_encoder`.
+        num_threads: threads that share one batch.
+
+    Raises:
+        ModuleNotFoundError: openvino is not installed.
+        OSError: the graph cannot be read.
+        RuntimeError: it is damaged, or OpenVINO does not know what is in it.
+    """
+
+    def __init__(self, graph: Path, num_threads: int) -> None:
+        self.name = f"openvino {import_openvino().__version__.partition('-')[0]}"
+        settings = {
+            "INFERENCE_NUM_THREADS": num_threads,
+            "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch
+            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
+            "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same CPUs
+        }
+        self._request = compile_graph(graph, settings).create_infer_request()
+        self._lock = threading.Lock()
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        with self._lock:
+            features = self._request.infer([np.ascontiguousarray(pixels)], share_inputs=True)[0]
+            return torch.from_numpy(features.copy())

@@ -1,0 +1,1 @@
+"""Stored image features, which decoders are trained on."""

@@ -1,0 +1,73 @@
+"""An encoder and a decoder as one decoder that is shown pixels, so that training from images is training.
+
+Shapes: as in `captionlib.decoders.base`; S side of the encoder's square input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captionlib.decoders import Decoder, DecoderOutput, Memory, State
+from captionlib.encoders.base import Encoder
+from captionlib.images.pixels import normalize
+from captionlib.training.objects import ObjectsHead
+
+
+class EncoderDecoder(Decoder):
+    """What is called features elsewhere are pixels here: uint8 (B, S, S, 3), as `to_pixels` makes them.
+
+    The encoder stays in evaluation mode: batch norm keeps its statistics, and so one worker and eight learn the
+    same, and captioning computes what training did. What `Encoder.freeze_before` left is trained.
+
+    Args:
+        encoder: normalised images (B, 3, S, S) → features (B, N, D).
+        decoder: of any kind.
+        objects: predicts objects from the features, in training only.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, objects: ObjectsHead | None = None) -> None:
+        super().__init__()
+        # As the pixels lie in memory; convolutions are half as fast again that way on a CPU.
+        self.encoder, self.decoder = encoder.to(memory_format=torch.channels_last), decoder
+        self.objects = objects
+        self.max_tokens = decoder.max_tokens
+        self._is_frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+        self._last: tuple[Tensor, Tensor] | None = None
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> EncoderDecoder:
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 (B, S, S, 3) → features (B, N, D)."""
+        if not self._is_frozen:
+            return self._features(pixels)
+        # Self-critical training shows the same pixels twice: to draw captions, and to learn from them. The first time
+        # is in inference mode, whose tensors cannot be learnt from.
+        if self._last is None or self._last[0] is not pixels:
+            with torch.inference_mode(False), torch.no_grad():
+                self._last = pixels, self._features(pixels)
+        return self._last[1]
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.encoder(normalize(pixels, self.encoder.config.preprocessing))
+        return features
+
+    def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
+        features = self.encode(features)
+        output: DecoderOutput = self.decoder(features, tokens, teacher_forcing)
+        if self.objects is None or not self.training:
+            return output
+        return output._replace(objects=self.objects(features))
+
+    def memory(self, features: Tensor) -> Memory:
+        return self.decoder.memory(self.encode(features))
+
+    def start(self, memory: Memory) -> State:
+        return self.decoder.start(memory)
+
+    def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
+        return self.decoder.step(tokens, state, memory)

@@ -1,0 +1,198 @@
+"""The first half of a job, in Ray's CPU tasks: fetch and decode the images of a chunk.
+
+Shapes: B images of a chunk, S side of the square input.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from captionlib.images.decode import ImageDecodeError
+from captionlib.images.decode_pixels import decode_pixels
+from captionlib.images.pixels import to_pixels
+from jobs.batch.failures import unforeseen
+from jobs.batch.manifest import Manifest
+from jobs.inputs.listing import ImageRef
+from jobs.inputs.reader import ImageReader, image_refs
+from jobs.outputs import schemas
+from jobs.outputs.chunk_files import ChunkFiles, failed_ids
+from jobs.outputs.id_ranges import IdRange
+from jobs.storage.errors import AccessDenied, InputFault, TransportFault
+from jobs.storage.folder import check_path_visible
+from jobs.storage.read import is_local
+
+if TYPE_CHECKING:
+    from captionlib.config import Preprocessing
+
+logger = logging.getLogger(__name__)
+
+READ_THREADS_REMOTE = 16
+"""A GET waits for most of its time; a dozen or two at once keep one decoding task busy."""
+
+
+class Chunk(NamedTuple):
+    """Images that are committed together."""
+
+    ids: IdRange
+    redo_errors: bool = False
+    """Only those whose row has an error; the rows of the others stay."""
+
+
+@dataclass(frozen=True)
+class DecodeStage:
+    """A chunk's ids → its pixels, or its errors."""
+
+    manifest: Manifest
+    outputs: ChunkFiles
+    """Where the rows of earlier runs are, to do those with an error again."""
+    preprocessing: Preprocessing
+    threads: int
+    """Images decoded at once."""
+    local_roots: tuple[str, ...] = ()
+    """Folders that every machine must see: without this, images elsewhere would count as not found."""
+    image_column: str | None = None
+    """Of Parquet files with images."""
+
+    def __call__(self, chunks: pa.Table) -> pa.Table:
+        """One row of `schemas.CHUNK` → one of `schemas.DECODED`.
+
+        A chunk that meets a transport fault comes out without images and says why: it is left for later as a whole.
+        """
+        assert chunks.num_rows == 1, f"{chunks.num_rows} chunks at once"
+        chunk = chunks.to_pylist()[0]
+        try:
+            for root in self.local_roots:
+                check_path_visible(root, "input")
+            check_path_visible(self.outputs.folder.parent.url, "output")
+            rows = self._rows(chunk)
+            images = self._read_all(rows)
+        except (TransportFault, AccessDenied) as error:
+            status = "denied" if isinstance(error, AccessDenied) else "deferred"
+            return _deferred(chunk, {"status": status, "reason": str(error)})
+        except OSError as error:  # a storage or a disk, which may come back
+            logger.exception("images %s to %s", chunk["first"], chunk["last"])
+            return _deferred(chunk, {"status": "deferred", "reason": f"{type(error).__name__}: {error}"})
+        except Exception as error:
+            # Nobody foresaw it, so nobody can say that the images are at fault: leave the chunk for later.
+            logger.exception("images %s to %s", chunk["first"], chunk["last"])
+            return _deferred(chunk, unforeseen(error, "decoding"))
+        facts = {
+            "image_id": rows.column("image_id"),
+            "path": rows.column("path"),
+            "width": pa.array([image.width for image in images], pa.int32()),
+            "height": pa.array([image.height for image in images], pa.int32()),
+            "error": pa.array([image.error for image in images], pa.string()),
+        }
+        if "columns" in rows.column_names:
+            carried = rows.column("columns")
+            facts |= {field.name: pc.struct_field(carried, field.name) for field in carried.type}
+        facts_of_each = pa.StructArray.from_arrays(
+            [fact.combine_chunks() if isinstance(fact, pa.ChunkedArray) else fact for fact in facts.values()],
+            list(facts),
+        )
+        pictures = [image.pixels for image in images if image.pixels is not None]
+        pixels = np.stack(pictures) if pictures else np.empty(0, np.uint8)  # (B, S, S, 3)
+        row = {
+            **chunk,
+            "status": "ready",
+            "side": self.preprocessing.size,
+            "read_seconds": sum(image.read_seconds for image in images),
+            "decode_seconds": sum(image.decode_seconds for image in images),
+        }
+        nested = {
+            "images": pa.ListArray.from_arrays(pa.array([0, len(images)], pa.int32()), facts_of_each),
+            "pixels": _one_binary(pixels),
+        }
+        return pa.table(
+            {
+                field.name: nested.get(field.name, pa.array([row.get(field.name)], field.type))
+                for field in schemas.DECODED
+            }
+        )
+
+    def _rows(self, chunk: Mapping[str, Any]) -> pa.Table:
+        """The chunk's rows of the manifest."""
+        ids = IdRange(chunk["first"], chunk["last"])
+        rows = self.manifest.read(ids)
+        if chunk["redo_errors"]:
+            failed = failed_ids(self.outputs.read(ids, ["image_id", "error"]))
+            rows = rows.take(pa.array([image_id - ids.first for image_id in failed], pa.int64()))
+        return rows
+
+    def _read_all(self, rows: pa.Table) -> list[_Decoded]:
+        places = image_refs(rows)
+        # Many reads may wait at once, but only `threads` images are decoded at once: each may take 0.5 GB.
+        decoding = threading.Semaphore(self.threads)
+        give_up = threading.Event()
+
+        def read(place: ImageRef) -> _Decoded:
+            if give_up.is_set():
+                return _Decoded()  # the chunk is lost already: do not wait for a dead server once per image
+            try:
+                return self._read(reader, place, decoding)
+            except BaseException:
+                give_up.set()
+                raise
+
+        # A Parquet file is read row after row; all else that is remote, many at once.
+        at_once = any(not is_local(place.path) and place.row is None for place in places)
+        num_threads = max(self.threads, READ_THREADS_REMOTE) if at_once else self.threads
+        with ImageReader(self.image_column) as reader, ThreadPoolExecutor(num_threads) as pool:
+            images = list(pool.map(read, places))
+        refused = [image.error for image in images if image.error and image.error.startswith("PermissionDenied")]
+        if len(refused) == len(images) > 1:
+            raise AccessDenied(
+                f"none of {len(images)} images may be read: {refused[0]}. Check the credentials and the permissions"
+            )
+        return images
+
+    def _read(self, reader: ImageReader, place: ImageRef, decoding: threading.Semaphore) -> _Decoded:
+        started = time.monotonic()
+        try:
+            data = reader.read(place)
+        except InputFault as fault:
+            return _Decoded(error=str(fault), read_seconds=time.monotonic() - started)
+        read_seconds = time.monotonic() - started
+        with decoding:
+            started = time.monotonic()
+            try:
+                decoded = decode_pixels(data, target_side=self.preprocessing.size)
+                pixels = to_pixels(decoded.pixels, self.preprocessing)
+            except ImageDecodeError as fault:
+                return _Decoded(error=str(fault), read_seconds=read_seconds, decode_seconds=time.monotonic() - started)
+            return _Decoded(pixels, decoded.width, decoded.height, None, read_seconds, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    pixels: np.ndarray | None = None
+    """uint8 (S, S, 3)."""
+    width: int | None = None
+    height: int | None = None
+    error: str | None = None
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+def _deferred(chunk: Mapping[str, Any], why: Mapping[str, str]) -> pa.Table:
+    row = {**chunk, **why, "reason": why["reason"][:500], "node": socket.gethostname()}
+    row |= {"read_seconds": 0.0, "decode_seconds": 0.0}
+    return pa.Table.from_pylist([row], schema=schemas.DECODED)
+
+
+def _one_binary(values: np.ndarray) -> pa.Array:
+    """An array of one large_binary value, without a copy of the bytes."""
+    offsets = np.array([0, values.nbytes], np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
+    return pa.Array.from_buffers(pa.large_binary(), 1, buffers)

@@ -1,0 +1,107 @@
+"""A look ahead: what the inputs hold, what the first images are captioned as, and how long all of them would take."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+
+from jobs.batch.job import BatchJob, RunResult
+from jobs.batch.manifest import Manifest, delete_manifest
+from jobs.batch.resume import check_inputs
+from jobs.batch.rounds import run_rounds
+from jobs.batch.settings import CaptionSettings
+from jobs.batch.summary import print_captions
+from jobs.cli.progress import format_seconds
+from jobs.inputs.listing import ImageRef
+from jobs.inputs.sources import Sources
+from jobs.outputs.chunk_files import ChunkFiles, Counts
+from jobs.outputs.id_ranges import IdRange, total
+from jobs.storage.errors import AccessDenied, TransportFault
+from jobs.storage.folder import Folder
+from jobs.storage.paths import check_paths_outlive_job
+
+SAMPLE = 100
+IMAGES_PER_PART = 10
+"""Small, so that some chunks are finished after the model is warm."""
+SHOWN = 5
+SHORTEST_SECONDS = 0.5
+"""A rate that was measured for less means nothing."""
+
+
+def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
+    """Count, caption a sample, print what a run would take; returns the exit code.
+
+    Raises:
+        ValueError, JobIncomplete: as `run_batch_job`.
+    """
+    check_paths_outlive_job(*settings.inputs, settings.output)
+    sources = Sources(settings.inputs, settings.source)
+    check_inputs(sources)
+    output = Folder.of(settings.output)
+    count, num_bytes, sample = _count(sources, job)
+    finished = total(ChunkFiles(output / job.folders[-1], job.folders[-1]).finished())
+    left = max(0, count - finished)
+    print(f"{count:,} images" + (f", {num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else ""), end="")
+    print(f"; {finished:,} have a row already" if finished else "")
+    with _folder_for_now(output, job) as trial:
+        outcome = _caption(job, settings, trial, sample)
+        print(f"the first {len(sample)}: {outcome.counts.done} {job.verb}, {outcome.counts.failed} failed")
+        if outcome.counts.done:
+            print_captions(outcome, settings.show or SHOWN)
+    seconds = outcome.phases.get("other images", 0.0)
+    if seconds < SHORTEST_SECONDS:
+        print("they are too few to say how long the others would take")
+    else:
+        rate = (len(sample) - IMAGES_PER_PART) / seconds
+        whole = outcome.start_up_seconds + left / rate
+        print(f"{rate:.1f} images/s once warm: the {left:,} that are left would take about {format_seconds(whole)}")
+    return 0
+
+
+def _count(sources: Sources, job: BatchJob) -> tuple[int, int, list[ImageRef]]:
+    """All images, their bytes as far as these are known, and the first of them."""
+    count, num_bytes = 0, 0
+    sample: list[ImageRef] = []
+    found = sources.list()
+    try:
+        for image in found if job.sidecar is None else job.sidecar.check(found):
+            count += 1
+            num_bytes += image.size or 0
+            if len(sample) < SAMPLE:
+                sample.append(image)
+    except (AccessDenied, TransportFault) as error:
+        raise ValueError(f"the input {' '.join(sources.inputs)} cannot be listed: {error}") from error
+    return count, num_bytes, sample
+
+
+def _caption(job: BatchJob, settings: CaptionSettings, trial: Folder, sample: list[ImageRef]) -> RunResult:
+    manifest = Manifest.open(trial / "manifest").append(sample)
+    outputs = {name: ChunkFiles(trial / name, name) for name in job.folders}
+    outcome = RunResult(trial, manifest, outputs[job.folders[-1]], Counts(0, 0), job.identity)
+    small_chunks = dataclasses.replace(settings.work, images_per_chunk=IMAGES_PER_PART)
+    todo = [IdRange(0, manifest.num_images - 1)]
+    sampling = dataclasses.replace(settings, work=small_chunks)
+    run_rounds(dataclasses.replace(job, sidecar=None), sampling, outputs, outcome, todo, {})
+    counted = outcome.files.count(outcome.files.finished())
+    outcome.counts = Counts(sum(c.done for c in counted.values()), sum(c.failed for c in counted.values()))
+    return outcome
+
+
+@contextlib.contextmanager
+def _folder_for_now(output: Folder, job: BatchJob) -> Iterator[Folder]:
+    """A hidden folder in the output, since all machines see that; at the end it is gone, and so is an empty output."""
+    trial = output / f".dry-run-{uuid.uuid4().hex[:8]}"
+    try:
+        yield trial
+    finally:
+        for name in job.folders:
+            ChunkFiles(trial / name, name).delete()
+        delete_manifest(trial / "manifest")
+        if trial.is_local:
+            shutil.rmtree(trial.url, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds something
+                os.rmdir(output.url)

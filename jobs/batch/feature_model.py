@@ -1,0 +1,135 @@
+"""The feature extractor in the actors of a batch job: pixels → the column `features`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from captionlib.config import EncoderConfig
+from jobs.outputs import schemas
+
+if TYPE_CHECKING:
+    from captionlib.encoders import Encoder
+    from captionlib.engines.base import EncoderEngine
+from jobs.batch.caption_model import _check_model_visible
+
+_LARGEST_FLOAT16 = 65_504.0
+
+
+@dataclass(frozen=True)
+class FeatureFactory:
+    """Builds an encoder in an actor."""
+
+    encoder: EncoderConfig
+    model: str | None
+    """The checkpoint whose encoder it is; None for the library's ImageNet weights."""
+    fingerprint: str
+    """Of the encoder's weights."""
+    flip: bool
+    crops: int
+    batch_size: int
+    threads: int
+    """For the engine on a CPU."""
+    metadata: Mapping[str, str]
+
+    def schemas(self) -> Mapping[str, pa.Schema]:
+        """Rows of features, a folder for each view of the images."""
+        from captionlib.features.store import feature_schema
+
+        made = {}
+        for folder in feature_folders(flip=self.flip, crops=self.crops):
+            view = folder.removeprefix("features").removeprefix("_")
+            schema = feature_schema(self.encoder, self.fingerprint, {"view": view} if view else {})
+            made[folder] = schemas.with_metadata(schema, self.metadata)
+        return made
+
+    def load(self) -> EncodeImages:
+        """Build the encoder with its weights."""
+        import torch
+
+        from captionlib.engines.build import build_engine
+
+        torch.set_num_threads(self.threads)
+        engine = build_engine(
+            load_encoder(self.encoder, self.model),
+            self.encoder.preprocessing,
+            fingerprint=self.fingerprint,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            num_threads=self.threads,
+        )
+        return EncodeImages(engine, self.encoder, flip=self.flip, crops=self.crops, batch_size=self.batch_size)
+
+
+def feature_folders(*, flip: bool, crops: int) -> tuple[str, ...]:
+    """Folders of features, one for each view; the plain one last, as it says that a chunk is finished."""
+    cropped = tuple(f"features_crop_{number}" for number in range(1, crops + 1))
+    return (*cropped, *(("features_flipped",) if flip else ()), "features")
+
+
+class EncodeImages:
+    """Pixels → features (B, N, D) in float16, in batches of the engine's liking."""
+
+    def __init__(
+        self, engine: EncoderEngine, encoder: EncoderConfig, *, flip: bool, crops: int, batch_size: int
+    ) -> None:
+        from captionlib.engines.cuda_engine import CudaEngine
+
+        self.engine, self.encoder, self.flip, self.crops, self.batch_size = engine, encoder, flip, crops, batch_size
+        self.overlaps = isinstance(engine, CudaEngine)
+
+    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
+        """pixels uint8 (B, S, S, 3) → the column `features`, for the images and for their other views."""
+        made = {"features": {"features": self._features(pixels)}}
+        if self.flip:
+            made["features_flipped"] = {"features": self._features(pixels[:, :, ::-1])}
+        for number in range(1, self.crops + 1):
+            made[f"features_crop_{number}"] = {"features": self._features(self._crops(pixels, image_ids, number))}
+        return made
+
+    def _crops(self, pixels: np.ndarray, image_ids: Sequence[int], number: int) -> np.ndarray:
+        """A random crop of each image, the same whenever and wherever the image is encoded."""
+        from captionlib.images.pixels import augment
+
+        seen = [
+            augment(image, self.encoder.preprocessing, np.random.default_rng((number, image_id)))
+            for image, image_id in zip(pixels, image_ids, strict=True)
+        ]
+        return np.stack(seen)
+
+    def _features(self, pixels: np.ndarray) -> pa.Array:
+        import torch
+
+        width = self.encoder.num_positions * self.encoder.feature_dim
+        values = torch.empty(len(pixels), width, dtype=torch.float16)  # (B, N * D)
+        for start in range(0, len(pixels), self.batch_size):
+            batch = self.engine(np.ascontiguousarray(pixels[start : start + self.batch_size])).flatten(1)
+            # Checked and rounded where it is: half as many bytes leave a GPU, and NumPy takes five times as long.
+            lowest, highest = batch.aminmax()  # NaN where one is among them
+            if not bool((lowest >= -_LARGEST_FLOAT16) & (highest <= _LARGEST_FLOAT16)):
+                raise ValueError(f"{self.encoder.name} gives features beyond float16: take another of its outputs")
+            values[start : start + self.batch_size] = batch.half()
+        return pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(2 * width), len(pixels), [None, pa.py_buffer(values.numpy())]
+        )
+
+
+def load_encoder(encoder: EncoderConfig, model: str | None) -> Encoder:
+    """The network with its weights: those of a checkpoint, or the library's.
+
+    Raises:
+        ValueError: there are none, or they do not fit; the message says what to do.
+    """
+    from captionlib.encoders import build_encoder
+
+    if model is None:
+        return build_encoder(encoder, pretrained=True)
+    _check_model_visible(model)
+    from captionlib.checkpoints import load_checkpoint, load_weights, resolve_checkpoint
+
+    built = build_encoder(encoder)
+    load_weights(built, load_checkpoint(resolve_checkpoint(model)).part("encoder"), f"the encoder of {model}")
+    return built

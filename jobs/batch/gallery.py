@@ -1,0 +1,101 @@
+"""A run's last words: the counts in the terminal, some captions in a table, and the report as a page."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jobs.batch.job import RunResult
+from jobs.batch.settings import CaptionSettings
+from jobs.inputs.listing import ImageRef
+from jobs.inputs.reader import ImageReader, image_refs
+from jobs.outputs.id_ranges import IdRange
+from jobs.storage.errors import AccessDenied, InputFault, TransportFault
+
+if TYPE_CHECKING:
+    from captionlib.report import Card
+from jobs.batch.summary import _batches, _sample
+
+CARDS = 48
+"""Images in the report, and as many again for errors."""
+MOST_REPEATED = 10
+
+
+def write_report(outcome: RunResult, settings: CaptionSettings) -> None:
+    """`report.html`. A fault here is said and passed over: the captions are what counts."""
+    from captionlib.config import to_dict
+    from captionlib.report import RunSummary, gallery_page, write_page
+
+    lengths: Counter[int] = Counter()
+    captions: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    for rows in _batches(outcome, ["caption", "num_tokens", "error"]):
+        lengths.update(rows.column("num_tokens").drop_null().to_pylist())
+        captions.update(rows.column("caption").drop_null().to_pylist())
+        errors.update(error.partition(":")[0] for error in rows.column("error").drop_null().to_pylist())
+        if len(captions) > 1_000_000:  # an honest count of the frequent ones, in bounded memory
+            captions = Counter(dict(captions.most_common(100_000)))
+    with ImageReader(settings.source.image_column) as reader:
+        cards = [_card(row, _image_of(row, outcome, reader)) for row in _sample(outcome, CARDS, failed=False)]
+    cards += [_card(row, None) for row in _sample(outcome, CARDS, failed=True)]
+    done, failed = outcome.counts
+    summary = RunSummary(
+        title="Captions",
+        text=" ".join(settings.inputs),
+        num_planned=outcome.manifest.num_images,
+        num_captioned=done,
+        num_failed=failed,
+        seconds=outcome.seconds,
+        num_this_run=outcome.images,
+        fingerprint=outcome.identity["model"],
+        settings={"search": to_dict(settings.search)},
+    )
+    page = gallery_page(
+        summary,
+        cards,
+        caption_lengths=lengths,
+        repeated_captions=[item for item in captions.most_common(MOST_REPEATED) if item[1] > 1],
+        throughput=outcome.rates,
+        error_counts=errors,
+    )
+    try:
+        write_page(f"{outcome.output.url}/report.html", page)
+    except OSError as error:
+        print(f"report.html could not be written: {error}", file=sys.stderr)
+
+
+def _image_of(row: Mapping[str, Any], outcome: RunResult, reader: ImageReader) -> bytes | None:
+    """The bytes of a row's image; None where they cannot be had any more."""
+    try:
+        try:
+            return reader.read(ImageRef(row["path"]))
+        except InputFault:  # no file of its own: the manifest knows in which one it is
+            (image,) = image_refs(outcome.manifest.read(IdRange(row["image_id"], row["image_id"])))
+            return reader.read(image)
+    except (InputFault, TransportFault, AccessDenied):
+        return None
+
+
+def _card(row: dict[str, Any], data: bytes | None) -> Card:
+    from captionlib.images.decode import ImageDecodeError, decode_image
+    from captionlib.report import Card, thumbnail_jpeg
+    from captionlib.report.cards import THUMBNAIL_SIDE
+
+    thumbnail = None
+    if data is not None:
+        try:
+            thumbnail = thumbnail_jpeg(decode_image(data, target_side=THUMBNAIL_SIDE).image)
+        except ImageDecodeError:
+            thumbnail = None  # it was there when it was captioned; the page shows its caption without it
+    others = [(other["text"], other["log_prob"]) for other in (row["captions"] or [])[1:]]
+    return Card(
+        path=row["path"],
+        thumbnail_jpeg=thumbnail,
+        caption=row["caption"],
+        log_prob=row["log_prob"],
+        num_tokens=row["num_tokens"],
+        alternatives=others,
+        error=row["error"],
+    )

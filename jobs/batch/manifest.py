@@ -1,0 +1,220 @@
+"""The numbered list of a job's images: what the inputs hold → Parquet files of {image_id, path, size, …}.
+
+Ids are given once and never change: a later run appends the images that are new. Nothing here holds a Python
+object per image; known paths are 8 bytes each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.inputs.listing import ImageRef
+from jobs.outputs import schemas
+from jobs.outputs.id_ranges import IdRange
+from jobs.storage.folder import Folder
+
+ROWS_PER_FILE = 100_000
+ROWS_PER_GROUP = 10_000  # a chunk reads one or two groups of a file
+NO_COLUMNS = pa.schema([])
+_FILE = re.compile(r"manifest-(\d{12})-(\d{12})\.parquet")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest as it lies in the output, by its file names."""
+
+    folder: Folder
+    files: tuple[IdRange, ...]
+    """Ascending and without gaps."""
+
+    @classmethod
+    def open(cls, folder: Folder) -> Manifest:
+        """The manifest in a folder; an empty one if there is none.
+
+        Raises:
+            ValueError: files are missing in its middle.
+        """
+        found = sorted(
+            IdRange(int(match[1]), int(match[2])) for match in map(_FILE.fullmatch, folder.names()) if match is not None
+        )
+        next_id = 0
+        for here in found:
+            if here.first != next_id:
+                raise ValueError(
+                    f"the manifest in {folder.url} has no file for image ids {next_id} to {here.first - 1}: "
+                    "put it back, or start anew with --overwrite"
+                )
+            next_id = here.last + 1
+        return cls(folder, tuple(found))
+
+    @property
+    def num_images(self) -> int:
+        """Images in all files."""
+        return self.files[-1].last + 1 if self.files else 0
+
+    def columns(self) -> pa.Schema | None:
+        """What is carried along with each image; None while the manifest has no file."""
+        if not self.files:
+            return None
+        schema = self.folder.read_with(_name(self.files[0]), pq.read_schema)
+        return pa.schema(schema.field("columns").type.fields if "columns" in schema.names else [])
+
+    def whole_shards(self) -> set[str]:
+        """The shards all of whose images are in the manifest, so that they need not be listed again.
+
+        A listing that was cut off ends with a file of the manifest: the shard at a file's end may have more images.
+        """
+        whole: set[str] = set()
+        for here in self.files:
+            rows = self._columns(here, ["shard", "offset", "row"])
+            shards, last = rows.column("shard"), rows.column("shard")[-1].as_py()
+            whole.update(pc.unique(shards).to_pylist())
+            whole.discard(last)
+            # A damaged one may have been mended.
+            has_place = pc.or_(pc.is_valid(rows.column("offset")), pc.is_valid(rows.column("row")))
+            whole.difference_update(pc.unique(shards.filter(pc.invert(has_place))).to_pylist())
+        return whole - {None}
+
+    def read(self, ids: IdRange) -> pa.Table:
+        """The rows of some ids, schema `schemas.MANIFEST` (and perhaps `columns`), ascending."""
+        tables = []
+        for here in self.files:
+            if here.last < ids.first or here.first > ids.last:
+                continue
+            wanted = IdRange(max(ids.first, here.first), min(ids.last, here.last))
+            tables.append(self._read_file(here, wanted))
+        table = pa.concat_tables(tables)
+        assert table.num_rows == ids.size, f"manifest has {table.num_rows} rows for {ids}"
+        return table
+
+    def _read_file(self, here: IdRange, ids: IdRange) -> pa.Table:
+        """The rows of some ids, all of them in one file."""
+        first, last = ids.first - here.first, ids.last - here.first
+        first_group, last_group = first // ROWS_PER_GROUP, last // ROWS_PER_GROUP
+        groups = self.folder.read_with(
+            _name(here), lambda file: pq.ParquetFile(file).read_row_groups(range(first_group, last_group + 1))
+        )
+        return groups.slice(first - first_group * ROWS_PER_GROUP, ids.size)
+
+    def _columns(self, here: IdRange, names: list[str]) -> pa.Table:
+        return self.folder.read_with(_name(here), lambda file: pq.ParquetFile(file).read(columns=names))
+
+    def append(
+        self,
+        listing: Iterable[ImageRef],
+        on_progress: Callable[[int], None] | None = None,
+        columns: pa.Schema = NO_COLUMNS,
+    ) -> Manifest:
+        """Number the images of a listing that the manifest does not know yet.
+
+        Each file of the manifest is complete before the next is begun, so an interrupted listing loses nothing.
+
+        Args:
+            on_progress: called with the number of images seen so far, if it is given.
+            columns: what each of them carries along.
+
+        Raises:
+            ValueError: a value is of another type than its column.
+        """
+        known = _KnownPaths()
+        for here in self.files:
+            known.add_new(self._columns(here, ["path"]).column("path").to_pylist())
+        files, next_id, seen = list(self.files), self.num_images, 0
+        waiting: list[ImageRef] = []
+        schema = schemas.MANIFEST.append(pa.field("columns", pa.struct(columns))) if len(columns) else schemas.MANIFEST
+
+        def write(rows: list[ImageRef]) -> None:
+            nonlocal next_id
+            ids = IdRange(next_id, next_id + len(rows) - 1)
+            self.folder.write(_name(ids), _to_parquet(ids, rows, schema))
+            files.append(ids)
+            next_id = ids.last + 1
+
+        for chunk in _chunks(listing, ROWS_PER_GROUP):
+            seen += len(chunk)
+            waiting += [chunk[i] for i in known.add_new([item.path for item in chunk])]
+            while len(waiting) >= ROWS_PER_FILE:
+                write(waiting[:ROWS_PER_FILE])
+                waiting = waiting[ROWS_PER_FILE:]
+            if on_progress is not None:
+                on_progress(seen)
+        if waiting:
+            write(waiting)
+        return Manifest(self.folder, tuple(files))
+
+
+def delete_manifest(folder: Folder) -> None:
+    """Delete a manifest's files, whole or not, and nothing else."""
+    for name in folder.names():
+        if _FILE.fullmatch(name):
+            folder.delete(name)
+
+
+def _name(ids: IdRange) -> str:
+    return f"manifest-{ids.first:012d}-{ids.last:012d}.parquet"
+
+
+def _to_parquet(ids: IdRange, rows: list[ImageRef], schema: pa.Schema) -> memoryview:
+    *places, values = (list(column) for column in zip(*rows, strict=True))
+    columns = {"image_id": range(ids.first, ids.last + 1)} | dict(zip(ImageRef._fields, places, strict=False))
+    arrays = [pa.array(columns[field.name], field.type) for field in schemas.MANIFEST]
+    if "columns" in schema.names:
+        kind = schema.field("columns").type
+        try:
+            each = [pa.array(column, field.type) for column, field in zip(zip(*values, strict=True), kind, strict=True)]
+        except pa.ArrowException as error:
+            raise ValueError(f"a column's values are not all of its type, {kind}: {error}") from error
+        arrays.append(pa.StructArray.from_arrays(each, fields=list(kind)))
+    sink = pa.BufferOutputStream()
+    table = pa.table(arrays, schema=schema)
+    pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, compression="zstd")
+    return memoryview(sink.getvalue())
+
+
+def _chunks(items: Iterable[ImageRef], size: int) -> Iterator[list[ImageRef]]:
+    chunk: list[ImageRef] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+class _KnownPaths:
+    """A set of paths as sorted 64-bit digests: 8 bytes a path.
+
+    With 10 million paths, the chance that any new one is taken for a known one is about 5 in a million.
+    """
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, np.uint64)
+        self._recent: set[int] = set()
+
+    def add_new(self, paths: list[str]) -> list[int]:
+        """Positions of the paths that were not known, first occurrences only; they are known from now on."""
+        digests = [int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little") for path in paths]
+        array = np.array(digests, np.uint64)
+        at = np.searchsorted(self._sorted, array)
+        known = np.zeros(len(array), bool)
+        inside = at < len(self._sorted)
+        known[inside] = self._sorted[at[inside]] == array[inside]
+        new = []
+        for i, digest in enumerate(digests):
+            if not known[i] and digest not in self._recent:
+                self._recent.add(digest)
+                new.append(i)
+        if len(self._recent) > max(100_000, len(self._sorted) // 8):
+            recent = np.fromiter(self._recent, np.uint64, len(self._recent))
+            self._sorted = np.sort(np.concatenate([self._sorted, recent]))
+            self._recent.clear()
+        return new

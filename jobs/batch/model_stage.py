@@ -1,0 +1,169 @@
+"""The second half of a job, in Ray's actors: the model works on decoded chunks; their rows are written; receipts go on.
+
+Shapes: B images of a chunk, S side of the square input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.batch.failures import unforeseen
+from jobs.batch.prometheus import Metrics
+from jobs.outputs import schemas
+from jobs.outputs.chunk_files import ChunkFiles, replace_rows
+from jobs.outputs.id_ranges import IdRange
+from jobs.outputs.sidecar import Sidecar
+from jobs.storage.errors import AccessDenied, TransportFault
+from jobs.storage.folder import check_path_visible
+
+logger = logging.getLogger(__name__)
+
+
+class Processor(Protocol):
+    """A model in an actor: pixels in, columns of the output out."""
+
+    overlaps: bool
+    """Whether two threads may call it at once, so that one batch is encoded while another is searched."""
+
+    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
+        """For each of the output's folders the model's columns, B long; B may be 0. A column `error` is among them
+        where the model has no answer for an image.
+
+        Args:
+            pixels: uint8 (B, S, S, 3) in [0, 255], read-only.
+            image_ids: B ids, for whatever is drawn at random.
+        """
+
+
+class ProcessorFactory(Protocol):
+    """Travels to the actors, and loads the model there."""
+
+    def schemas(self) -> Mapping[str, pa.Schema]:
+        """For each of the output's folders the schema of its rows, metadata included."""
+
+    def load(self) -> Processor:
+        """Load the model."""
+
+
+@dataclass(frozen=True)
+class PassthroughColumns:
+    """A factory whose rows carry further columns, as the manifest has them, behind their own."""
+
+    factory: ProcessorFactory
+    columns: pa.Schema
+
+    def schemas(self) -> Mapping[str, pa.Schema]:
+        """The factory's, with these columns."""
+        return {
+            name: pa.schema([*schema, *self.columns], schema.metadata)
+            for name, schema in self.factory.schemas().items()
+        }
+
+    def load(self) -> Processor:
+        """Load the model."""
+        return self.factory.load()
+
+
+class ModelStage:
+    """An actor: decoded chunks → the model → files in the output, and a receipt for each.
+
+    Args:
+        outputs: by folder name, in one folder. The last one's file is what says that a chunk is finished, so it is
+            written last.
+        sidecar: writes captions beside the images too.
+    """
+
+    def __init__(
+        self,
+        factory: ProcessorFactory,
+        outputs: Mapping[str, ChunkFiles],
+        sidecar: Sidecar | None = None,
+    ) -> None:
+        self.processor = factory.load()
+        self.schemas = factory.schemas()
+        self.outputs, self.sidecar = outputs, sidecar
+        self.output = next(iter(outputs.values())).folder.parent
+        self.metrics = Metrics(self.output.url)
+        # An actor may write one chunk while the model works on the next.
+        self.turn = contextlib.nullcontext() if self.processor.overlaps else threading.Lock()
+        self.node = socket.gethostname()
+
+    def __call__(self, chunks: pa.Table) -> pa.Table:
+        """One row of `schemas.DECODED` → one of `schemas.RECEIPT`."""
+        assert chunks.num_rows == 1, f"{chunks.num_rows} chunks at once"
+        chunk = chunks.drop_columns(["images", "pixels"]).to_pylist()[0]
+        nothing = {"done": 0, "failed": 0, "model_seconds": 0.0, "write_seconds": 0.0}
+        receipt = {name: chunk[name] for name in schemas.RECEIPT.names if name in chunk}
+        receipt |= nothing | {"node": chunk["node"] or self.node}
+        if chunk["status"] == "ready":
+            try:
+                check_path_visible(self.output.url, "output")  # else it would write to a disk of its own
+            except AccessDenied as error:
+                return pa.Table.from_pylist(
+                    [receipt | {"status": "denied", "reason": str(error)}], schema=schemas.RECEIPT
+                )
+            steps = ["the model"]
+            try:
+                receipt |= self._work(chunk, chunks.column("images")[0].values, chunks.column("pixels")[0], steps)
+                self.metrics.count(receipt)
+            except (TransportFault, AccessDenied, OSError) as error:  # a storage or a disk, which may come back
+                receipt |= {"status": "deferred", "reason": f"{type(error).__name__}: {error}"[:500]}
+            except Exception as error:
+                # Not committed, so not lost: the driver tries the chunk again, and says so if it never works.
+                logger.exception("images %s to %s", chunk["first"], chunk["last"])
+                receipt |= unforeseen(error, steps[-1])
+        return pa.Table.from_pylist([receipt], schema=schemas.RECEIPT)
+
+    def _work(
+        self, chunk: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar, steps: list[str]
+    ) -> dict[str, Any]:
+        """Let the model work on a chunk, and write it.
+
+        Args:
+            images: `images` of `schemas.DECODED`.
+            pixels: uint8 (B, S, S, 3) as bytes, of those without an error.
+            steps: gets the name of each step as it begins, for a failure to say where it was.
+        """
+        ids = IdRange(chunk["first"], chunk["last"])
+        facts = {field.name: images.field(field.name) for field in images.type}
+        # (B, S, S, 3), in Ray's shared memory.
+        batch = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(-1, chunk["side"], chunk["side"], 3)
+        good = facts["error"].is_null().to_numpy(zero_copy_only=False)
+        steps.append("the model")
+        with self.turn:
+            started = time.monotonic()
+            made = self.processor(batch, facts["image_id"].to_numpy()[good].tolist())
+            worked = time.monotonic()
+        # Row i of the chunk takes the model's row number `good[:i].sum()`, or null.
+        places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
+        writing = time.monotonic()
+        made = {name: {c: values.take(places) for c, values in columns.items()} for name, columns in made.items()}
+        steps.append("writing")
+        for name, files in self.outputs.items():
+            schema = self.schemas[name]
+            columns = {**facts, **made[name]}
+            columns["error"] = errors = pc.coalesce(facts["error"], columns["error"])
+            table = pa.table([columns[column] for column in schema.names], schema=schema)
+            if self.sidecar is not None:
+                captioned = table.filter(errors.is_null())
+                self.sidecar.write(zip(*(captioned.column(c).to_pylist() for c in ("path", "caption")), strict=True))
+            files.write(ids, replace_rows(files.read(ids), table) if chunk["redo_errors"] else table)
+        return {
+            "status": "committed",
+            "done": errors.null_count,
+            "failed": len(errors) - errors.null_count,
+            "decode_seconds": chunk["decode_seconds"],
+            "model_seconds": worked - started,
+            "write_seconds": time.monotonic() - writing,
+        }

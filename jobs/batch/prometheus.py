@@ -1,0 +1,48 @@
+"""What a job's actors report to Ray's metrics, and so to Prometheus: images done and failed, seconds by step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+STEPS = ("read", "decode", "model", "write")
+
+
+class Metrics:
+    """Counters of this process. Prometheus sees them as ray_captionlib_…; without Ray they count nothing.
+
+    Args:
+        output: folder or URL of the job's output, the tag that tells jobs on one cluster apart.
+    """
+
+    def __init__(self, output: str) -> None:
+        self._counters: dict[str, Any] = {}
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return
+        from ray.util.metrics import Counter
+
+        made = (
+            ("done", "images_done", "Images that have a caption, or features.", ()),
+            ("failed", "images_failed", "Images that have an error.", ()),
+            ("seconds", "seconds", "Seconds of work, by step; summed over threads.", ("step",)),
+        )
+        for key, name, description, tags in made:
+            self._counters[key] = Counter(f"captionlib_{name}", description, ("output", *tags))
+            self._counters[key].set_default_tags({"output": output})
+
+    def count(self, receipt: Mapping[str, Any]) -> None:
+        """Count a chunk that is committed.
+
+        Args:
+            receipt: a row of `schemas.RECEIPT`.
+        """
+        if not self._counters:
+            return
+        for name in ("done", "failed"):
+            if receipt[name]:
+                self._counters[name].inc(receipt[name])
+        for step in STEPS:
+            if receipt[f"{step}_seconds"] > 0:
+                self._counters["seconds"].inc(receipt[f"{step}_seconds"], {"step": step})

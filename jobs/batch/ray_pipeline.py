@@ -1,0 +1,108 @@
+"""A job's chunks through Ray Data: one row per chunk → decoding tasks → model actors → a stream of receipts.
+
+Ray decides where and when; what is finished is decided by the files that the actors write, so a chunk that Ray
+loses or does twice harms nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.batch.decode_stage import Chunk, DecodeStage
+from jobs.batch.model_stage import ModelStage, ProcessorFactory
+from jobs.cluster.resources import Plan
+from jobs.outputs import schemas
+from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.sidecar import Sidecar
+
+LOST_PARTS_LIMIT = 100
+"""Chunks whose workers died, again and again, before the run is given up as a whole."""
+
+
+class PipelineError(RuntimeError):
+    """Ray cannot do the job; the message is the last line of what it says."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The two stages, ready to be run over any chunks."""
+
+    fetch: DecodeStage
+    factory: ProcessorFactory
+    outputs: Mapping[str, ChunkFiles]
+    plan: Plan
+    sidecar: Sidecar | None = None
+
+    def receipts(self, chunks: Sequence[Chunk]) -> Generator[dict[str, Any]]:
+        """Do the chunks, and yield a receipt (`schemas.RECEIPT`) for each as it comes in, in any order.
+
+        A chunk whose worker died repeatedly has no receipt. Closing the iterator stops the work.
+
+        Raises:
+            PipelineError: the model's actors cannot start, or too many workers die.
+        """
+        import ray
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_no_progress_timeout_s = -1  # a queue for a GPU or a spot machine may be long
+        context.max_errored_blocks = LOST_PARTS_LIMIT
+        plan = self.plan
+        # A block per chunk: with fewer, Ray would give many chunks to one task.
+        dataset = (
+            ray.data.from_arrow([as_table(chunk) for chunk in chunks])
+            .map_batches(
+                self.fetch,
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=plan.decode_cpus,
+                **_remote_args(max_retries=3),
+            )
+            .map_batches(
+                ModelStage,
+                fn_constructor_args=(self.factory, self.outputs, self.sidecar),
+                batch_size=1,
+                batch_format="pyarrow",
+                # Two calls at once: one chunk is written while the model works on the next.
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(plan.num_actors, len(chunks)),
+                    # On a GPU three: one chunk is encoded, one searched, one written.
+                    max_tasks_in_flight_per_actor=4 if plan.actor_gpus else 3,
+                    max_concurrent_calls_per_actor=3 if plan.actor_gpus else 2,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=plan.actor_cpus,
+                num_gpus=plan.actor_gpus,
+                # A dead actor is replaced, but a chunk that kills it every time must not go on for ever.
+                **_remote_args(max_restarts=-1, max_task_retries=3),
+            )
+        )
+        batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        try:
+            for batch in batches:
+                yield from batch.to_pylist()
+        except ray.exceptions.RayError as error:
+            lines = [line for line in str(error).splitlines() if line and not line.startswith((" ", "\t"))]
+            raise PipelineError(f"Ray gave up: {lines[-1] if lines else type(error).__name__}") from error
+
+
+def as_table(chunk: Chunk) -> pa.Table:
+    """A chunk as the stages take it: one row of `schemas.CHUNK`."""
+    row = (*chunk.ids, chunk.redo_errors)
+    return pa.Table.from_arrays([pa.array([value]) for value in row], schema=schemas.CHUNK)
+
+
+def _remote_args(**wanted: int) -> dict[str, int]:
+    """Options of Ray's tasks and actors, where this version of Ray Data still passes them on.
+
+    Without them it retries for ever.
+    """
+    import ray
+
+    parameters = inspect.signature(ray.data.Dataset.map_batches).parameters.values()
+    return wanted if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters) else {}

@@ -1,0 +1,156 @@
+"""Before a job over images starts: is the output free and of the same making, and what do the inputs hold?
+
+Whatever a person may have got wrong is found here, in a sentence, before Ray or a model is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from captionlib.config import to_dict
+from jobs.batch.manifest import ROWS_PER_GROUP, Manifest, delete_manifest
+from jobs.batch.settings import BatchSettings
+from jobs.inputs.sources import Sources
+from jobs.outputs import run_record
+from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.export import FORMATS
+from jobs.outputs.sidecar import Sidecar
+from jobs.storage.errors import AccessDenied, TransportFault
+from jobs.storage.folder import Folder
+from jobs.storage.paths import without_password
+
+
+@contextlib.contextmanager
+def output_lock(output: Folder) -> Iterator[None]:
+    """One run at a time per output folder. A lock of the operating system: it goes when the process goes."""
+    try:
+        output.check_writable()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the output {output.url} cannot be written: {error}") from error
+    if not output.is_local:
+        yield
+        return
+    import fcntl
+
+    with open(f"{output.url}/.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"another run is writing to {output.url}: wait for it, or choose another output"
+            ) from error
+        yield
+
+
+def check_inputs(sources: Sources) -> None:
+    """Find an image in the inputs, before anything that is there is touched.
+
+    Raises:
+        ValueError: an input does not exist or cannot be listed, or they hold no images.
+    """
+    inputs = " ".join(sources.inputs)
+    try:
+        found = [sources.first(text) for text in sources.inputs]
+    except (AccessDenied, TransportFault, OSError) as error:
+        raise ValueError(f"the input {inputs} cannot be listed: {error}") from error
+    if not any(found):
+        raise ValueError(f"there are no images in {inputs}: {sources.looked_for}")
+
+
+def open_output(
+    output: Folder, outputs: Mapping[str, ChunkFiles], kind: str, identity: Mapping[str, Any], *, overwrite: bool
+) -> dict[str, Any]:
+    """The record of an output that may be added to, which is cleaned of what an interrupted run left.
+
+    Args:
+        outputs: the last one's files say what is finished.
+        kind: of the job.
+        identity: whatever decides the rows: an output never mixes two.
+
+    Raises:
+        ValueError: it is another job's, or was made with other settings, or chunks of it are missing.
+    """
+    stored = run_record.read_record(output)
+    if stored.get("job", kind) != kind:
+        raise ValueError(f"{output.url} is the output of another job, {stored['job']}: choose another folder")
+    if overwrite:
+        _empty(output, outputs)
+        return {}
+    there = stored.get("identity")
+    if there is not None:
+        different = run_record.differences(there, identity)
+        if different and not list(outputs.values())[-1].finished():
+            _empty(output, outputs)  # there is no row yet that others could not be added to
+            return {}
+        if different:
+            raise ValueError(
+                f"{output.url} was made with other settings: {'; '.join(different)}. Choose another output, use the "
+                "same settings, or give --overwrite to start anew"
+            )
+    for files in outputs.values():
+        files.tidy()
+    finished = list(outputs.values())[-1].finished()
+    if finished and there is None:
+        raise ValueError(
+            f"{output.url} holds finished files but no {run_record.NAME} that says how they were made: put it back, or "
+            "give --overwrite to start anew"
+        )
+    known = Manifest.open(output / "manifest").num_images
+    if finished and finished[-1].last >= known:
+        raise ValueError(
+            f"{output.url} holds rows up to image {finished[-1].last}, but its manifest knows {known}: put the "
+            "manifest's files back, or give --overwrite to start anew"
+        )
+    return stored
+
+
+def _empty(output: Folder, outputs: Mapping[str, ChunkFiles]) -> None:
+    for files in reversed(list(outputs.values())):
+        files.delete()
+    delete_manifest(output / "manifest")
+    output.delete(run_record.NAME)
+    for name in ("report.html", *(f"{kind}.{format_}" for kind in outputs for format_ in FORMATS)):
+        output.delete(name)
+
+
+def list_inputs(
+    sources: Sources, output: Folder, stored: Mapping[str, Any], sidecar: Sidecar | None = None
+) -> Manifest:
+    """The manifest of an output, with what is new in the inputs.
+
+    Args:
+        stored: the record of the output.
+        sidecar: what will write beside the images.
+
+    Raises:
+        ValueError: an input cannot be listed, or holds images that nothing can be written beside.
+    """
+
+    def note(seen: int) -> None:
+        if seen >= 100_000 and seen % 100_000 < ROWS_PER_GROUP:
+            print(f"listed {seen:,} images", file=sys.stderr, flush=True)
+
+    manifest = Manifest.open(output / "manifest")
+    runs = stored.get("runs") or [{}]
+    asked_before = runs[-1].get("settings", {}).get("source", {})
+    is_asked_again = not run_record.differences(asked_before, to_dict(sources.settings))
+    try:
+        columns = manifest.columns() or sources.columns()
+        found = sources.list(manifest.whole_shards() if is_asked_again else ())
+        return manifest.append(found if sidecar is None else sidecar.check(found), note, columns)
+    except (AccessDenied, TransportFault) as error:
+        raise ValueError(f"the input {' '.join(sources.inputs)} cannot be listed: {error}") from error
+
+
+def for_record(settings: BatchSettings) -> dict[str, Any]:
+    """The settings as run.json may hold them: without passwords."""
+    values = to_dict(settings)
+    values["input"] = without_password(settings.input)
+    values["also"] = [without_password(text) for text in settings.also]
+    values["output"] = without_password(settings.output)
+    if settings.source.root is not None:
+        values["source"]["root"] = without_password(settings.source.root)
+    return values

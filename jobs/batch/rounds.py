@@ -1,0 +1,139 @@
+"""The work itself: images through the pipeline, in rounds, until each has a row.
+
+What could not be done in one round comes again in the next, after a pause and in smaller chunks; an image at which
+every process dies is found so, and gets a row that says it. After exceptions that nobody foresaw there is no pause, and
+the run stops when they come again and nothing else is left to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from jobs.batch import single_process
+from jobs.batch.chunk_tracker import ChunkTracker
+from jobs.batch.decode_stage import Chunk, DecodeStage
+from jobs.batch.manifest import NO_COLUMNS, Manifest
+from jobs.batch.model_stage import PassthroughColumns, ProcessorFactory
+from jobs.batch.ray_pipeline import Pipeline
+from jobs.batch.settings import BatchSettings
+from jobs.cli.errors import JobIncomplete
+from jobs.cli.progress import Progress, format_seconds
+from jobs.cluster.resources import Plan, plan
+from jobs.cluster.session import RaySession
+from jobs.inputs.sources import Sources
+from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.id_ranges import IdRange, cut, total
+
+if TYPE_CHECKING:
+    from jobs.batch.job import BatchJob, RunResult
+
+LARGEST_DEFAULT_CHUNK = 512
+SMALLEST_DEFAULT_CHUNK = 64
+CHUNKS_PER_ACTOR = 8
+CHUNKS_PER_DECODER = 4
+
+
+def default_chunk_size(num_images: int, resources: Plan) -> int:
+    """Images per chunk: large enough that Ray's 20 ms per chunk do not count, small enough to keep all workers busy."""
+    num_chunks = max(CHUNKS_PER_ACTOR * resources.num_actors, CHUNKS_PER_DECODER * resources.num_decoders)
+    even = math.ceil(num_images / num_chunks)
+    return min(LARGEST_DEFAULT_CHUNK, max(SMALLEST_DEFAULT_CHUNK, even))
+
+
+def run_rounds(
+    job: BatchJob,
+    settings: BatchSettings,
+    outputs: Mapping[str, ChunkFiles],
+    outcome: RunResult,
+    todo: list[IdRange],
+    redo: Mapping[IdRange, int],
+) -> None:
+    """Do what is left, in rounds: what could not be done comes again after a pause, in smaller chunks."""
+    work, faults = settings.work, settings.faults
+    num_todo = total(todo) + sum(redo.values())
+    progress = Progress(outcome.manifest.num_images, outcome.manifest.num_images - num_todo, job.verb)
+    with contextlib.ExitStack() as stack:
+        if single_process.is_small_job(num_todo, work):
+            kind: type[Pipeline] = single_process.SingleProcessPipeline
+            resources = single_process.single_process_plan(work.num_cpus)
+            progress.say(f"{num_todo:,} images to do, in one process, without Ray: they are few")
+        else:
+            session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, progress.say))
+            kind, resources = Pipeline, plan(session.nodes(), work.num_actors)
+            progress.say(f"{num_todo:,} images to do, with {resources}")
+        outcome.phases["ray"] = progress.seconds
+        fetch = DecodeStage(
+            outcome.manifest,
+            outcome.files,
+            job.preprocessing,
+            resources.decode_threads,
+            Sources(settings.inputs, settings.source).local_roots(),
+            settings.source.image_column,
+        )
+        factory = PassthroughColumns(job.factory(resources), outcome.manifest.columns() or NO_COLUMNS)
+        pipeline = kind(fetch, factory, outputs, resources, job.sidecar)
+        tracker = ChunkTracker(outcome.files, progress, faults.max_error_share, patience=8 + 2 * resources.num_actors)
+        size = work.images_per_chunk or default_chunk_size(num_todo, resources)
+        chunks = [Chunk(ids, redo_errors=True) for ids in redo] + [Chunk(ids) for ids in cut(todo, size)]
+        pause, tries_left = faults.transport_pause, faults.transport_retries
+        try:
+            with progress:
+                rounds = deque([chunks])
+                while rounds:
+                    chunks = rounds.popleft()
+                    with contextlib.closing(pipeline.receipts(chunks)) as receipts:
+                        ended = tracker.consume(chunks, receipts)
+                    for chunk in ended.poison:
+                        _write_poison_row(chunk.ids, outcome.manifest, factory, outputs)
+                        progress.add(0, 1)
+                    rounds += [ended.left] if ended.left else []
+                    rounds += [[chunk] for chunk in ended.suspected]
+                    if not ended.left:
+                        continue
+                    left = f"{num_todo - progress.images:,} images are left ({tracker.last_reason})"
+                    if ended.unforeseen:
+                        # No pause would help: what is left is cut ever smaller, so that the others get done.
+                        stuck = ended.repeated and not ended.made_progress
+                        if stuck and (ended.smallest or not progress.images):
+                            raise JobIncomplete(str(tracker.failures.last))
+                        progress.say(f"{left}; trying again at once, in smaller chunks")
+                        continue
+                    if ended.made_progress:
+                        pause, tries_left = faults.transport_pause, faults.transport_retries
+                    elif not tries_left:
+                        raise JobIncomplete(tracker.last_reason)
+                    else:
+                        tries_left -= 1
+                    progress.say(f"{left}; trying again in {format_seconds(pause)}")
+                    time.sleep(pause)
+                    pause *= 3
+        finally:
+            outcome.images = progress.images
+            outcome.start_up_seconds = progress.start_up_seconds
+            outcome.phases["first images"] = progress.start_up_seconds - outcome.phases["ray"]
+            outcome.phases["other images"] = progress.seconds - progress.start_up_seconds
+            outcome.images_per_second = progress.images_per_second
+            outcome.rates = progress.rates
+            outcome.run["seconds_by_step"] = {step: round(spent, 1) for step, spent in tracker.seconds.items()}
+
+
+def _write_poison_row(
+    ids: IdRange, manifest: Manifest, factory: ProcessorFactory, outputs: Mapping[str, ChunkFiles]
+) -> None:
+    """A row for an image at which each process that touched it died: accounted for, without touching it again."""
+    image = manifest.read(ids).to_pylist()[0]
+    known = {
+        **image,
+        **image.get("columns", {}),
+        "error": "WorkerDied: each process that worked on this image died, several times",
+    }
+    for name, schema in factory.schemas().items():
+        rows = [pa.array([known.get(column.name)], column.type) for column in schema]
+        outputs[name].write(ids, pa.table(rows, schema=schema))

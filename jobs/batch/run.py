@@ -1,0 +1,152 @@
+"""A job over a set of images from its first look at the input to its last word: what caption and features share.
+
+    list → manifest → what is left → chunks through `pipeline.py`, in rounds → tidy up → count → run.json
+
+Nothing is held in memory per image, and nothing that is finished depends on this process living on.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from jobs.batch.job import BatchJob, RunResult
+from jobs.batch.manifest import Manifest
+from jobs.batch.ray_pipeline import PipelineError
+from jobs.batch.resume import check_inputs, for_record, list_inputs, open_output, output_lock
+from jobs.batch.rounds import LARGEST_DEFAULT_CHUNK, run_rounds
+from jobs.batch.settings import BatchSettings
+from jobs.cli.errors import JobIncomplete
+from jobs.cli.exit_codes import RESUME_HINT
+from jobs.cluster.session import ClusterError
+from jobs.inputs.sources import Sources
+from jobs.outputs import run_record
+from jobs.outputs.chunk_files import ChunkFiles, Counts
+from jobs.outputs.export import export, formats_there
+from jobs.outputs.id_ranges import IdRange, subtract, total
+from jobs.storage.folder import Folder
+from jobs.storage.paths import check_paths_outlive_job, without_password
+
+
+def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
+    """Do all images of the inputs that are not done yet.
+
+    Raises:
+        ValueError: something is wrong with what the user gave; nothing was started.
+        JobIncomplete: it was started, and is not complete.
+    """
+    started = time.monotonic()
+    output = Folder.of(settings.output)
+    outputs = {name: ChunkFiles(output / name, name) for name in job.folders}
+    main = outputs[job.folders[-1]]
+    check_paths_outlive_job(*settings.inputs, settings.output)
+    sources = Sources(settings.inputs, settings.source)
+    check_inputs(sources)
+    identity = dict(job.identity)
+    if settings.source.columns:
+        identity["columns"] = list(settings.source.columns)
+    with output_lock(output):
+        stored = open_output(output, outputs, job.kind, identity, overwrite=settings.overwrite)
+        manifest = list_inputs(sources, output, stored, job.sidecar)
+        planned = [IdRange(0, manifest.num_images - 1)]
+        todo = subtract(planned, main.finished())
+        redo = main.split_for_redo(LARGEST_DEFAULT_CHUNK) if settings.retry_errors else {}
+        outcome = RunResult(output, manifest, main, Counts(0, 0), identity)
+        outcome.phases["listing"] = time.monotonic() - started
+        if not todo and not redo:
+            missing = set(job.formats) - set(formats_there(output, main))
+            if missing or stored.get("state") != "complete":  # or killed between its last image and its end
+                _finish(job, outcome)
+                stored |= {"state": "complete", "images": _numbers(job, outcome)}
+                run_record.write_record(output, stored)
+            outcome.counts = _count(main, manifest)
+            return outcome
+        run: dict[str, Any] = {
+            "started": run_record.now(),
+            "settings": for_record(settings),
+            "versions": run_record.versions(),
+        }
+        stored |= {
+            "job": job.kind,
+            "state": "running",
+            "identity": identity,
+            "inputs": [without_password(text) for text in settings.inputs],
+            "runs": [*stored.get("runs", []), run],
+        }
+        run_record.write_record(output, stored)
+        outcome.run = run
+        try:
+            run_rounds(job, settings, outputs, outcome, todo, redo)
+            _finish(job, outcome)
+            outcome.phases["end"] = time.monotonic() - started - sum(outcome.phases.values())
+            stored["state"] = "complete"
+        except ClusterError as error:
+            run["stopped"] = str(error)
+            raise
+        except (JobIncomplete, PipelineError, OSError) as error:
+            stopped = _incomplete(error, main, manifest)
+            run["stopped"] = str(stopped)
+            raise stopped from error
+        except BaseException as error:
+            run["stopped"] = str(error) or type(error).__name__
+            raise
+        finally:
+            outcome.seconds = time.monotonic() - started
+            _note_end(job, outcome, stored)
+        return outcome
+
+
+def _finish(job: BatchJob, outcome: RunResult) -> None:
+    """Make the output handy, and count what is in it."""
+    if job.compact:
+        outcome.files.compact()
+    outcome.counts = _count(outcome.files, outcome.manifest)
+    export(outcome.output, outcome.files, sorted({*job.formats, *formats_there(outcome.output, outcome.files)}))
+
+
+def _numbers(job: BatchJob, outcome: RunResult) -> dict[str, int]:
+    done, failed = outcome.counts
+    return {"planned": outcome.manifest.num_images, job.verb: done, "failed": failed}
+
+
+def _note_end(job: BatchJob, outcome: RunResult, stored: dict[str, Any]) -> None:
+    """Write down how a run ended, in whichever way it did."""
+    speed = outcome.images_per_second
+    outcome.run["seconds"] = round(outcome.seconds, 1)
+    outcome.run["start_up_seconds"] = round(outcome.start_up_seconds, 1)
+    outcome.run["seconds_by_phase"] = {phase: round(seconds, 1) for phase, seconds in outcome.phases.items()}
+    outcome.run["images"] = outcome.images
+    outcome.run["images_per_second"] = None if speed is None else round(speed, 1)
+    if stored["state"] == "running":
+        stored["state"] = "incomplete"
+    stored["images"] = _numbers(job, outcome)
+    try:
+        run_record.write_record(outcome.output, stored)
+    except OSError as error:  # the end itself, and perhaps an error on its way, matters more
+        print(f"{run_record.NAME} could not be written: {error}", file=sys.stderr)
+
+
+def _incomplete(error: Exception, files: ChunkFiles, manifest: Manifest) -> JobIncomplete:
+    """The reason for stopping, with what it means for the images."""
+    try:
+        left = total(subtract([IdRange(0, manifest.num_images - 1)], files.finished()))
+    except (OSError, ValueError):  # the output itself is what fails
+        return JobIncomplete(f"{error}. {RESUME_HINT}")
+    if not left:
+        return JobIncomplete(f"{error}. All images have a row; the same command finishes the rest")
+    images = "1 image is" if left == 1 else f"{left:,} images are"
+    return JobIncomplete(f"{images} not done: {error}. What is finished stays; the same command does the others")
+
+
+def _count(files: ChunkFiles, manifest: Manifest) -> Counts:
+    """What the output's own files hold, which must be the manifest's images, each once.
+
+    Raises:
+        JobIncomplete: it is not.
+    """
+    counted = files.count(files.finished())
+    missing = subtract([IdRange(0, manifest.num_images - 1)], counted)
+    if missing:
+        raise JobIncomplete(f"the output's files have no row for them, the first is image {missing[0].first}")
+    return Counts(sum(c.done for c in counted.values()), sum(c.failed for c in counted.values()))

@@ -1,0 +1,90 @@
+"""Prints the final counts and sample captions of a run, and draws samples from its rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from jobs.batch.job import RunResult
+from jobs.cli.progress import format_seconds
+
+if TYPE_CHECKING:
+    pass
+
+
+def print_summary(outcome: RunResult, verb: str) -> None:
+    """The counts and where everything is, on stdout."""
+    done, failed = outcome.counts
+    planned = outcome.manifest.num_images
+    assert done + failed == planned
+    folder = outcome.files.folder.url
+    if not outcome.run:
+        print(f"Nothing to do: all {planned:,} images have a row.")
+    print(f"{done:,} {verb} + {failed:,} failed = {planned:,} planned")
+    if outcome.images:
+        speed = f"{outcome.images:,} images in {format_seconds(outcome.seconds)}"
+        if outcome.images_per_second:
+            speed += (
+                f": {outcome.images_per_second:.1f} images/s once warm, after "
+                f"{format_seconds(outcome.start_up_seconds)} of start-up"
+            )
+        print(speed)
+    print(f'rows:   {folder}  (pandas.read_parquet("{folder}"))')
+    if outcome.output.exists("report.html"):
+        print(f"report: {outcome.output.url}/report.html")
+    if failed and outcome.images:
+        print("failed: their rows have an `error`; --retry-errors tries them again")
+
+
+def print_captions(outcome: RunResult, count: int) -> None:
+    """A table of captions, spread over the whole set."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("image", "caption", "log p")
+    for row in _sample(outcome, count, failed=False):
+        # As text, so that brackets in a name are not taken for markup.
+        table.add_row(Text(printable(short_name(row["path"]))), Text(row["caption"]), f"{row['log_prob']:.1f}")
+    Console().print(table)
+
+
+def short_name(path: str) -> str:
+    """A path as a table has room for it: the file's name; in a Parquet file, that file's name and the row."""
+    *_, folder, name = ["", *path.split("/")]
+    return f"{folder}/{name}" if name.isdecimal() else name
+
+
+def printable(text: str) -> str:
+    """A path on one line: line breaks and control characters are escaped, letters of all languages stay."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _batches(outcome: RunResult, columns: list[str]) -> Iterator[pa.Table]:
+    for ids in outcome.files.finished():
+        yield outcome.files.read(ids, columns)
+
+
+def _sample(outcome: RunResult, count: int, *, failed: bool) -> list[dict[str, Any]]:
+    """Rows with (or without) an error, spread evenly over the output's files."""
+    counted = outcome.files.count(outcome.files.finished())
+    available = {ids: c.failed if failed else c.done for ids, c in counted.items()}
+    wanted = min(count, sum(available.values()))
+    found: list[dict[str, Any]] = []
+    before = 0
+    for ids, here in available.items():
+        # Of `wanted` evenly spaced places in the whole, those that fall into this file.
+        first = -(-before * wanted // max(1, sum(available.values())))
+        last = -(-(before + here) * wanted // max(1, sum(available.values())))
+        before += here
+        if last > first:
+            rows = outcome.files.read(ids)
+            mask = rows.column("error").is_valid() if failed else rows.column("error").is_null()
+            rows = rows.filter(mask)
+            step = max(1, rows.num_rows // (last - first))
+            places = list(itertools.islice(range(0, rows.num_rows, step), last - first))
+            found += rows.take(places).to_pylist()
+    return found

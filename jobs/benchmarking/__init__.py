@@ -1,0 +1,1 @@
+"""Measures the steps of captioning, and predicts the duration of a job."""

@@ -1,0 +1,110 @@
+"""Rates of a machine's steps → which of them holds the others up, and what a job on many such machines takes and costs.
+
+Arithmetic only, so that it can be checked by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_REMEDIES = {
+    "fetch": "run nearer to the images, or with a faster network or disk; more machines read more at once",
+    "decode": "add CPUs, or store the images smaller",
+    "encoder": "a GPU, or a smaller encoder",
+    "search": "a narrower beam (--search.beam-width), or --search.method greedy",
+    "overhead": "larger chunks (--images-per-chunk), or fewer other processes on this machine",
+}
+_MOST_OVERHEAD = 0.3
+"""Of the bare loop's rate: when the job loses more than this, none of the steps is what holds it up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Images per second, each step with the whole machine to itself."""
+
+    listing: float
+    fetch: float
+    decode: float
+    encoder: float
+    search: float
+    loop: float
+    """All steps but the listing, in one process."""
+    job: float | None
+    """The same through `jobs.caption`, once warm; None when it was over too soon to say."""
+    on_gpu: bool = False
+    """Encoder and search run on a GPU, so decoding does not take their place."""
+
+    @property
+    def compute(self) -> float:
+        """What decoding and model allow: they share the CPUs, or work at once on CPUs and a GPU."""
+        model = 1 / (1 / self.encoder + 1 / self.search)
+        return min(self.decode, model) if self.on_gpu else 1 / (1 / self.decode + 1 / model)
+
+    @property
+    def end_to_end(self) -> float:
+        """What to plan with."""
+        return self.job if self.job is not None else self.loop
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """The step that holds the others up."""
+
+    step: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A job of many images on machines such as this one."""
+
+    num_images: int
+    num_nodes: int
+    hours: float
+    listing_hours: float
+    """Of these, before the first image is captioned."""
+    cost: float | None
+    """In the currency of the price."""
+    bytes_per_second: float
+    """That the storage must deliver to all machines together."""
+
+
+def bottleneck(rates: Rates) -> Bottleneck:
+    """Which step holds the job up, and what would help."""
+    job = rates.job
+    if rates.fetch < rates.compute:
+        step, reason = "fetch", f"{rates.fetch:,.0f} images/s arrive, {rates.compute:,.0f} could be captioned"
+    elif job is not None and job < (1 - _MOST_OVERHEAD) * min(rates.loop, rates.compute):
+        step, reason = "overhead", f"the job does {job:,.0f} images/s where a bare loop does {rates.loop:,.0f}"
+    elif rates.on_gpu and rates.decode <= rates.compute:
+        step, reason = "decode", f"the CPUs decode {rates.decode:,.0f} images/s, and the GPU waits"
+    else:
+        seconds = {"encoder": 1 / rates.encoder, "search": 1 / rates.search}
+        if not rates.on_gpu:
+            seconds["decode"] = 1 / rates.decode
+        step = max(seconds, key=seconds.__getitem__)
+        whose = "the GPU's" if rates.on_gpu else "the CPUs'"
+        reason = f"{seconds[step] / sum(seconds.values()):.0%} of {whose} time"
+    return Bottleneck(step, reason, _REMEDIES[step])
+
+
+def forecast(
+    rates: Rates,
+    *,
+    num_images: int,
+    num_nodes: int,
+    start_up_seconds: float,
+    bytes_per_image: float,
+    price: float | None = None,
+) -> Forecast:
+    """Hours and cost of a job: listing and start-up happen once, the rest is shared.
+
+    Args:
+        price: of one machine for an hour.
+    """
+    listing = num_images / rates.listing
+    together = rates.end_to_end * num_nodes
+    hours = (listing + start_up_seconds + num_images / together) / 3600
+    cost = None if price is None else hours * num_nodes * price
+    return Forecast(num_images, num_nodes, hours, listing / 3600, cost, together * bytes_per_image)

@@ -1,0 +1,231 @@
+"""How fast a machine does each step of captioning: listing, fetching, decoding, encoder, search; then all of them
+together, in a bare loop and as the job does them.
+
+Shapes: B images of a batch, S side of the square input.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from captionlib.images.decode import ImageDecodeError
+from captionlib.images.decode_pixels import decode_pixels
+from captionlib.images.pixels import to_pixels
+from jobs.batch.decode_stage import READ_THREADS_REMOTE
+from jobs.cluster.resources import num_cpus
+from jobs.inputs.listing import ImageRef
+from jobs.inputs.reader import ImageReader
+from jobs.inputs.sources import Sources
+from jobs.storage.errors import InputFault
+from jobs.storage.read import is_local
+
+if TYPE_CHECKING:
+    from captionlib.captioners.predictor import Predictor
+    from captionlib.config import Preprocessing, SearchConfig
+
+LISTING_SECONDS = 10.0
+"""A listing is followed for so long at most: of a bucket of millions, its beginning stands for all."""
+CHUNK = 128
+"""Images whose bytes are held at once."""
+ROOT = Path(__file__).resolve().parents[2]
+_OF_A_JOB = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+"""What `ray job submit` gives a process: with it, the caption job would spread over the cluster."""
+
+
+@dataclass(frozen=True)
+class InputSample:
+    """A look at the inputs."""
+
+    images: list[ImageRef]
+    """Drawn at random among those that were seen."""
+    num_seen: int
+    seconds: float
+    is_complete: bool
+    """Whether all were seen."""
+
+
+@dataclass
+class Loaded:
+    """The sample's images as the model takes them, and what it took to have them."""
+
+    pixels: list[np.ndarray] = field(default_factory=list)
+    """uint8 (S, S, 3) each."""
+    num_failed: int = 0
+    num_bytes: int = 0
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class JobTimes:
+    """One run of `jobs.caption` as a person starts it."""
+
+    seconds: float
+    """Of the whole process."""
+    images_per_second: float | None
+    """Once warm; None when it was over too soon to say."""
+    start_up_seconds: float
+    """Until the first images were captioned, without the process's own start."""
+    run: Mapping[str, Any]
+    """The run's entry in run.json."""
+
+
+def sample_images(inputs: Sequence[str], count: int, seconds: float = LISTING_SECONDS) -> InputSample:
+    """List the inputs, and draw `count` of the images that are seen (reservoir sampling, Vitter 1985, Algorithm R).
+
+    Raises:
+        ValueError: an input does not exist, or there are no images.
+    """
+    generator = random.Random(0)
+    drawn: list[ImageRef] = []
+    seen, is_complete = 0, True
+    started = time.monotonic()
+    for item in Sources(tuple(inputs)).list():
+        seen += 1
+        if len(drawn) < count:
+            drawn.append(item)
+        elif (place := generator.randrange(seen)) < count:
+            drawn[place] = item
+        if time.monotonic() - started > seconds:
+            is_complete = False
+            break
+    if not drawn:
+        raise ValueError(f"there are no images in {' '.join(inputs)}")
+    return InputSample(drawn, seen, time.monotonic() - started, is_complete)
+
+
+def load(images: Sequence[ImageRef], preprocessing: Preprocessing) -> Loaded:
+    """Fetch, then decode, each with all CPUs and as many threads as the job would have. Images that fail are counted.
+
+    Raises:
+        OSError: the way to the images is broken.
+    """
+    loaded = Loaded()
+    decode_threads = num_cpus()
+    fetch_threads = decode_threads if all(is_local(image.path) for image in images) else READ_THREADS_REMOTE
+    with ThreadPoolExecutor(fetch_threads) as fetchers, ThreadPoolExecutor(decode_threads) as decoders:
+        for start in range(0, len(images), CHUNK):
+            started = time.monotonic()
+            bodies = [data for data in fetchers.map(_fetch, images[start : start + CHUNK]) if data is not None]
+            fetched = time.monotonic()
+            pixels = list(decoders.map(lambda data: _decode(data, preprocessing), bodies))
+            loaded.decode_seconds += time.monotonic() - fetched
+            loaded.fetch_seconds += fetched - started
+            loaded.num_bytes += sum(map(len, bodies))
+            loaded.pixels += [square for square in pixels if square is not None]
+    loaded.num_failed = len(images) - len(loaded.pixels)
+    if not loaded.pixels:
+        raise ValueError(f"none of {len(images)} images could be read: python -m jobs.caption will say why")
+    return loaded
+
+
+def model_seconds(
+    predictor: Predictor, pixels: Sequence[np.ndarray], search: SearchConfig, batch_size: int
+) -> tuple[float, float]:
+    """Seconds that the encoder and the search take for all images; the first batch is done twice and counted once."""
+    import torch
+
+    assert predictor.engine is not None, "a checkpoint for images"
+    encoder = searching = 0.0
+    batches = [np.stack(pixels[i : i + batch_size]) for i in range(0, len(pixels), batch_size)]  # (B, S, S, 3)
+    for number, batch in enumerate([batches[0], *batches]):
+        started = time.monotonic()
+        features = predictor.engine(batch)
+        if features.is_cuda:
+            torch.cuda.synchronize()
+        encoded = time.monotonic()
+        predictor.captioner.caption_features(features.to(predictor.device), search)
+        if number:
+            encoder += encoded - started
+            searching += time.monotonic() - encoded
+    return encoder, searching
+
+
+def loop_seconds(predictor: Predictor, images: Sequence[ImageRef], search: SearchConfig, batch_size: int) -> float:
+    """Seconds of a bare loop over the same steps in one process: what a script would do at best.
+
+    Threads fetch and decode ahead, one thread captions, nothing is written. Images that fail are passed over.
+    """
+    preprocessing = predictor.preprocessing
+
+    def load_one(image: ImageRef) -> np.ndarray | None:
+        data = _fetch(image)
+        return None if data is None else _decode(data, preprocessing)
+
+    threads = num_cpus() if all(is_local(image.path) for image in images) else READ_THREADS_REMOTE
+    with ThreadPoolExecutor(threads) as pool:
+
+        def batches() -> Iterator[list[np.ndarray]]:
+            waiting: deque[Future[np.ndarray | None]] = deque()
+            left = iter(images)
+            batch: list[np.ndarray] = []
+            while True:
+                while len(waiting) < 4 * batch_size and (image := next(left, None)) is not None:
+                    waiting.append(pool.submit(load_one, image))
+                if not waiting:
+                    break
+                pixels = waiting.popleft().result()
+                if pixels is not None:
+                    batch.append(pixels)
+                if len(batch) == batch_size:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+
+        first = [square for square in map(load_one, images[:batch_size]) if square is not None]
+        if first:
+            predictor.caption_pixels(np.stack(first), search)  # the model's first batch is slower
+        started = time.monotonic()
+        for batch in batches():
+            predictor.caption_pixels(np.stack(batch), search)
+        return time.monotonic() - started
+
+
+def time_job(source: str, output: str, *flags: str) -> JobTimes:
+    """Run `python -m jobs.caption` on this machine over an input, in a process of its own.
+
+    Raises:
+        ValueError: it failed; with its last words.
+    """
+    from jobs.outputs.run_record import read_record
+    from jobs.storage.folder import Folder
+
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_JOB}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "jobs.caption", source, output, *flags]
+    started = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    seconds = time.monotonic() - started
+    if done.returncode != 0:
+        last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise ValueError(f"the caption job failed: {last}")
+    run = read_record(Folder.of(output))["runs"][-1]
+    return JobTimes(seconds, run["images_per_second"], run["start_up_seconds"], run)
+
+
+def _fetch(image: ImageRef) -> bytes | None:
+    try:
+        with ImageReader() as reader:
+            return reader.read(image)
+    except InputFault:
+        return None
+
+
+def _decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray | None:
+    try:
+        return to_pixels(decode_pixels(data, target_side=preprocessing.size).pixels, preprocessing)
+    except ImageDecodeError:
+        return None

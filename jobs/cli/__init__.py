@@ -1,0 +1,1 @@
+"""What every command shares: arguments, exit codes, error messages, progress bars."""

@@ -1,0 +1,131 @@
+"""Parses a command line and an optional settings file into a frozen dataclass, before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+
+from captionlib.config import from_dict, to_dict
+
+T = TypeVar("T")
+# How --help reads: INPUT and OUTPUT by name, no --no-overwrite.
+_LOOKS = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff)
+
+
+def parse(
+    cls: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> T:
+    """A job's settings from its command line, over those of its settings file, over `defaults`.
+
+    A faulty command line or file ends the process with a sentence on stderr and exit code 2.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        path = peek(arguments, "config")
+        values = dict(defaults or {}) | ({} if path is None else read_file(cls, Path(path), defaults or {}))
+        default = _with_defaults(cls, values)
+        return tyro.cli(cls, args=arguments, prog=prog, description=description, config=_LOOKS, default=default)
+    except ValueError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def peek(argv: Sequence[str], name: str) -> str | None:
+    """The value of one flag, before the others are looked at."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(f"--{name}")
+    try:
+        value: str | None = getattr(parser.parse_known_args(list(argv))[0], name)
+    except argparse.ArgumentError:
+        return None  # no value after the flag: the real parser will say so
+    return value
+
+
+def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name from a YAML or TOML file, named as the flags are; `search` is a group of its own.
+
+    Raises:
+        ValueError: an unreadable file, or an unknown setting.
+    """
+    stored = _read_mapping(path)
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    # Groups without a prefix on the command line have none in a file either.
+    flat = {
+        field.name: group
+        for group in ("source", "work", "faults")
+        if group in hints
+        for field in dataclasses.fields(hints[group])
+    }
+    for key, value in stored.items():
+        name = str(key).replace("-", "_")
+        if name in flat:
+            groups.setdefault(flat[name], {})[name] = value
+        elif name in hints and dataclasses.is_dataclass(hints[name]) and name not in flat.values():
+            groups[name] = dict(value) if isinstance(value, dict) else value
+        elif name in hints and name not in flat.values() and name != "config":
+            values[name] = _checked(hints[name], value, f"{path}: {name}")
+        else:
+            known = sorted({*hints, *flat} - {*flat.values(), "config"})
+            raise ValueError(f"{path}: unknown setting {key!r}; known: {', '.join(known)}")
+    for name, group in groups.items():
+        given = to_dict(defaults[name]) if name in defaults else {}
+        prefix = f"{path}: {name}." if name not in flat.values() else f"{path}: "
+        values[name] = from_dict(hints[name], {**given, **group} if isinstance(group, dict) else group, prefix)
+    return values
+
+
+def _checked(hint: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"{where}: expected one of {', '.join(typing.get_args(hint))}, got {value!r}")
+        return value
+    expected = list if typing.get_origin(hint) is tuple else hint
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise ValueError(f"{where}: expected {expected.__name__}, got {value!r}")
+    return tuple(value) if expected is list else value
+
+
+def _with_defaults(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance with these values; what has no default is still asked of the command line."""
+    required = {
+        known.name: tyro.MISSING
+        for known in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if known.default is dataclasses.MISSING and known.default_factory is dataclasses.MISSING
+    }
+    return cls(**{**required, **values})
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"the settings file {path} cannot be read: {error.strerror}") from error
+    try:
+        if path.suffix == ".toml":
+            if sys.version_info < (3, 11):
+                raise ValueError("TOML needs Python 3.11 or newer: write it as YAML")
+            import tomllib
+
+            return tomllib.loads(text)
+        import yaml  # type: ignore[import-untyped]
+
+        values = yaml.safe_load(text) or {}
+    except Exception as error:  # each library has its own; all of them say where in the file
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected settings by name, got {type(values).__name__}")
+    return values

@@ -1,0 +1,1 @@
+"""Connects to Ray, and plans which machine does which work."""

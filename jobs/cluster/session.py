@@ -1,0 +1,262 @@
+"""Ray for the length of a job: the cluster at an address, or one on this machine; or a sentence why there is none."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from jobs.cluster.autoscaling import autoscaler_status
+from jobs.cluster.resources import Node
+
+SECONDS_BETWEEN_NOTES = 30
+"""While machines are waited for."""
+CONNECT_SECONDS = 20.0
+STARTS = 3
+"""Ray gives a machine 30 seconds to start it, which a busy one may exceed."""
+
+
+class ClusterError(ConnectionError):
+    """There is no Ray to work with; the message says why, and what to do."""
+
+
+class RaySession:
+    """A Ray cluster for the length of a `with`: the one at an address, or one on this machine.
+
+    A Ray that runs in this process already is used and left running.
+
+    Args:
+        address: as for `ray.init`; None means RAY_ADDRESS, or else this machine, as "local" does anyway.
+        num_cpus: CPUs that a Ray on this machine may use, or that a cluster must have; None for those there are.
+        num_gpus: GPUs, likewise.
+        say: where it is said what is waited for.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        num_cpus: int | None = None,
+        num_gpus: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        address = address or os.environ.get("RAY_ADDRESS")
+        self.address = None if address == "local" else address
+        self.num_cpus, self.num_gpus, self.say = num_cpus, num_gpus, say
+        self._is_mine = False
+
+    def __enter__(self) -> RaySession:
+        # What Ray says of itself is for its log files; a person sees the job's own progress.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        if not ray.is_initialized():
+            if self.address:
+                _check_address(self.address)
+                self._start({"address": self.address})
+            else:
+                self._check_gpus()
+                options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "include_dashboard": False}
+                self._start({"address": "local", **options})
+            self._is_mine = True
+        _quieten_ray_data()
+        if self.address:
+            self._wait_for_machines()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_mine:
+            import ray
+
+            ray.shutdown()
+
+    def _start(self, options: dict[str, Any]) -> None:
+        """Connect to Ray, or start it.
+
+        Raises:
+            ClusterError: it cannot be done.
+        """
+        import ray
+
+        for attempt in range(STARTS):
+            said = _Stderr()
+            try:
+                with said, _own_signal_handler():
+                    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+                return
+            except Exception as error:
+                ray.shutdown()  # of what had been started
+                was_slow = "timed out during startup" in str(error)
+                if was_slow and attempt < STARTS - 1:
+                    self.say("Ray did not start within 30 seconds, this machine is busy; trying again")
+                    continue
+                reason = _explain(error, said.text, self.address)
+                if reason is None:
+                    sys.stderr.write(said.text)
+                    raise
+                raise ClusterError(reason) from error
+
+    def _check_gpus(self) -> None:
+        """Ray believes whoever tells it how many GPUs this machine has.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        if self.num_gpus:
+            import torch
+
+            found = torch.cuda.device_count()
+            if found < self.num_gpus:
+                raise ValueError(f"--num-gpus {self.num_gpus}: this machine has {found} that PyTorch can use")
+
+    def _wait_for_machines(self) -> None:
+        """Have the cluster grow to the CPUs and GPUs that were asked for.
+
+        By a placement group, which is given back at once: unlike `request_resources`, it ends with this process, so
+        that a job which is killed does not keep machines.
+        """
+        import ray
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        wanted = {"GPU": self.num_gpus or 0, "CPU": self.num_cpus or 0}
+
+        def there() -> dict[str, float]:
+            found = ray.cluster_resources()
+            return {kind: found.get(kind, 0.0) for kind in wanted}
+
+        if all(there()[kind] >= count for kind, count in wanted.items()):
+            return
+        group = placement_group([{kind: 1.0} for kind, count in wanted.items() for _ in range(count)])
+        next_note = time.monotonic()
+        while not group.wait(1):  # briefly, so that Ctrl-C and SIGTERM get through
+            if time.monotonic() < next_note:
+                continue
+            next_note = time.monotonic() + SECONDS_BETWEEN_NOTES
+            have = there()
+            missing = " and ".join(
+                f"{n} {kind}{'s' if n > 1 else ''} ({have[kind]:g} are there)" for kind, n in wanted.items() if n
+            )
+            growth = autoscaler_status(ray.get_runtime_context().gcs_address)
+            if growth == "impossible":
+                raise ClusterError(
+                    f"{missing} were asked for, which this cluster can never have: no machines that it may add make up "
+                    "for it. Ask for fewer with --num-gpus and --num-cpus, or raise max_workers"
+                )
+            by_hand = "; it does not grow by itself, so start them, or stop the job" if growth == "none" else ""
+            self.say(f"waiting for {missing}{by_hand}")
+        remove_placement_group(group)
+
+    def nodes(self) -> list[Node]:
+        """The machines of the cluster, with what Ray may use of them."""
+        import ray
+
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [
+            Node(found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("memory", math.inf) / 2**30) for found in alive
+        ]
+
+
+@contextlib.contextmanager
+def _own_signal_handler() -> Iterator[None]:
+    """Keep what this process does at SIGTERM: Ray's own handler exits on the spot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_address(address: str) -> None:
+    """Somebody answers at `host:port`. Ray itself would try for minutes.
+
+    Raises:
+        ClusterError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", or another word that Ray knows
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"there is no Ray cluster at {address}, or this machine cannot reach it ({error}): look at the address and "
+            "the port"
+        ) from error
+
+
+class _Stderr:
+    """Keeps what is written to stderr in a `with`. Ray's C++ part writes there by itself, past Python's logging."""
+
+    text = ""
+
+    def __enter__(self) -> None:
+        sys.stderr.flush()
+        self._real = os.dup(2)
+        self._kept = tempfile.TemporaryFile()
+        os.dup2(self._kept.fileno(), 2)
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._real, 2)
+        os.close(self._real)
+        self._kept.seek(0)
+        self.text = self._kept.read().decode(errors="replace")
+        self._kept.close()
+
+
+def _explain(error: Exception, said: str, address: str | None) -> str | None:
+    """Why Ray could not be reached or started, and what to do; None if nobody foresaw it."""
+    from ray.exceptions import AuthenticationError
+
+    text = f"{said}\n{error}\n{error.__cause__}"
+    if "InvalidAuthToken" in text or isinstance(error, AuthenticationError):
+        return (
+            f"the Ray cluster at {address} wants its token: set RAY_AUTH_MODE=token, and have the token in "
+            "~/.ray/auth_token, or its file's name in RAY_AUTH_TOKEN_PATH"
+        )
+    versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", text)
+    if "Version mismatch" in text and len(versions) >= 2:
+        (there, python_there), (here, python_here) = versions[:2]
+        return (
+            f"the Ray cluster at {address} is Ray {there} on Python {python_there}, this is Ray {here} on Python "
+            f"{python_here}: both must be the same, so install the cluster's versions here, or these there"
+        )
+    if "Could not find any running Ray instance" in text:
+        return (
+            f"--address {address} finds no Ray on this machine: start the job with `ray job submit`, which runs it "
+            "on the cluster, or leave --address out to use this machine alone"
+        )
+    if isinstance(error, ConnectionError) and address:
+        return (
+            f"this machine is no part of the Ray cluster at {address}, or what answers there is no Ray: start the job "
+            "on the cluster itself, with `ray job submit`"
+        )
+    if "timed out during startup" in text:
+        return f"Ray does not start on this machine, {STARTS} times 30 seconds were not enough: it is too busy"
+    return None
+
+
+def _quieten_ray_data() -> None:
+    import ray
+
+    logger = logging.getLogger(ray.data.__name__)  # importing it is what sets its handlers
+    for handler in logger.handlers:
+        if "Session" not in type(handler).__name__:  # the session's log file still gets everything
+            handler.setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)

@@ -1,0 +1,1 @@
+"""Reads captions and references, and writes the report of `jobs.evaluate`."""

@@ -1,0 +1,205 @@
+"""What an evaluation compares: caption rows or a results file, and references, matched image by image."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captionlib.datasets import CaptionedImage, read_dataset
+from captionlib.datasets.files import read_json_object
+from jobs.outputs.chunk_files import ChunkFiles
+from jobs.storage.folder import Folder
+from jobs.storage.read import filesystem
+
+Match = Literal["name", "path"]
+
+# `COCO_val2014_000000000042.jpg`, and 2017's `000000000042.jpg`.
+_COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
+
+
+class CaptionRow(NamedTuple):
+    """A caption as the job or a results file gives it."""
+
+    path: str
+    caption: str | None
+    """None of an image that could not be captioned."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image with its caption and its references."""
+
+    path: str
+    """Of the caption."""
+    reference_path: str
+    """Of the same image, as the dataset names it."""
+    caption: str
+    references: Sequence[str]
+
+
+@dataclass
+class Matched:
+    """What was found in both, and what was not."""
+
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    """By the name or path that both have."""
+    num_other_captions: int = 0
+    """Captions of images without references: left aside."""
+    uncaptioned: list[str] = field(default_factory=list)
+    """Images with references and without a caption."""
+
+
+def read_references(
+    kind: str, path: str, *, split: str, split_file: str | None, images_root: str | None
+) -> list[CaptionedImage]:
+    """A dataset's references. `path` is its folder, or its file of captions.
+
+    Raises:
+        ValueError: as `captionlib.datasets.read_dataset`.
+    """
+    is_table = kind in ("karpathy", "csv", "parquet")
+    if not is_table and filesystem(path).isdir(path):
+        return read_dataset(kind, path, split=split, split_file=split_file, images_root=images_root)
+    # Where the images are matters for the report's pictures only, and captions mostly know it better.
+    folder = images_root or posixpath.dirname(path) or "."
+    return read_dataset(kind, split=split, split_file=split_file, captions_file=path, images_root=folder)
+
+
+def read_captions(path: str, numbered: Callable[[], Mapping[int, str]]) -> Iterator[CaptionRow]:
+    """Caption rows from a folder of Parquet files, a Parquet file, or JSON in the form of COCO's results.
+
+    Args:
+        path: the folder or file.
+        numbered: gives the image of each number that COCO's results may hold.
+
+    Raises:
+        ValueError: none of these; a column or key that is missing.
+    """
+    fs = filesystem(path)
+    if fs.isdir(path):
+        return _parquet_folder(Folder.of(path))
+    with fs.open(path, "rb") as file:
+        if file.read(4) == b"PAR1":
+            file.seek(0)
+            return _caption_columns(pq.read_table(file), path)
+        file.seek(0)
+        return _coco_results(path, file.read(), numbered)
+
+
+def coco_numbers(kind: str, path: str, references: Sequence[CaptionedImage]) -> dict[int, str]:
+    """The path of each image of COCO by its number.
+
+    Raises:
+        ValueError: the references are none of COCO's.
+    """
+    if kind == "coco" and not filesystem(path).isdir(path):
+        # The reader returns one record for each of these, in their order.
+        images = read_json_object(path)["images"]
+        return {image["id"]: record.path for image, record in zip(images, references, strict=True)}
+    found = ((_COCO_NAME.fullmatch(posixpath.basename(record.path)), record.path) for record in references)
+    names = {int(name[1]): path for name, path in found if name is not None}
+    if not names:
+        raise ValueError(
+            "the captions name their images by number, as COCO does, but the references are not COCO's: give "
+            "--kind coco with its captions file, or file names as image_id"
+        )
+    return names
+
+
+def match(captions: Iterator[CaptionRow], references: Sequence[CaptionedImage], how: Match) -> Matched:
+    """Pairs of caption and references of the same image, in the references' order.
+
+    Raises:
+        ValueError: two images of the same name on either side, or nothing in common.
+    """
+    by_key: dict[str, CaptionedImage] = {}
+    for record in references:
+        other = by_key.setdefault(_key(record.path, how), record)
+        if other is not record:
+            raise ValueError(_same_name("references", other.path, record.path))
+    rows: dict[str, CaptionRow] = {}
+    matched = Matched()
+    example = None
+    for row in captions:
+        example = example or row.path
+        key = _key(row.path, how)
+        if key not in by_key:
+            matched.num_other_captions += 1
+        elif rows.setdefault(key, row) is not row:
+            raise ValueError(_same_name("captions", rows[key].path, row.path))
+    for key, record in by_key.items():
+        row_found = rows.get(key)
+        if row_found is None or row_found.caption is None:
+            matched.uncaptioned.append(key)
+        else:
+            matched.pairs[key] = Pair(row_found.path, record.path, row_found.caption, record.captions)
+    if example is None:
+        raise ValueError("there are no captions to evaluate")
+    if not rows:
+        raise ValueError(
+            "no image has both a caption and references: captions are of images such as "
+            f"{example!r}, references of such as {references[0].path!r}. Choose another dataset or split, or "
+            f"another --match than {how}"
+        )
+    return matched
+
+
+def _key(path: str, how: Match) -> str:
+    return posixpath.basename(path) if how == "name" else path
+
+
+def _same_name(side: str, one: str, other: str) -> str:
+    if one == other:
+        return f"{other!r} is there twice among the {side}: leave one of them out"
+    return f"{one!r} and {other!r} are both among the {side}: compare whole paths with --match path"
+
+
+def _parquet_folder(folder: Folder) -> Iterator[CaptionRow]:
+    if (folder / "captions").names():  # the job's output folder, not the folder of its rows
+        folder = folder / "captions"
+    chunks = ChunkFiles(folder, "captions")
+    # Of the job's own files the finished ones only: a killed run may leave others beside them.
+    finished = chunks.finished()
+    if finished:
+        for ids in finished:
+            yield from _caption_columns(chunks.read(ids), folder.url)
+        return
+    names = [name for name in folder.names() if name.endswith(".parquet") and not name.startswith((".", "_"))]
+    if not names:
+        raise ValueError(f"{folder.url}: no Parquet files; expected the caption job's output")
+    for name in names:
+        yield from _caption_columns(folder.read_with(name, pq.read_table), f"{folder.url}/{name}")
+
+
+def _caption_columns(table: pa.Table, where: str) -> Iterator[CaptionRow]:
+    for column in ("path", "caption"):
+        if column not in table.column_names:
+            raise ValueError(f"{where}: no column {column!r}, only {', '.join(table.column_names)}")
+    for batch in table.select(["path", "caption"]).to_batches():
+        yield from map(CaptionRow, batch["path"].to_pylist(), batch["caption"].to_pylist())
+
+
+def _coco_results(path: str, data: bytes, numbered: Callable[[], Mapping[int, str]]) -> Iterator[CaptionRow]:
+    try:
+        results = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: neither Parquet nor JSON ({error})") from None
+    if not isinstance(results, list):
+        raise ValueError(f"{path}: expected COCO's results form, a list of image_id and caption")
+    names: Mapping[int, str] | None = None
+    for position, result in enumerate(results):
+        found = result if isinstance(result, dict) else {}
+        image, caption = found.get("image_id"), found.get("caption")
+        if not isinstance(image, (int, str)) or not isinstance(caption, str):
+            raise ValueError(f"{path}: entry {position} has no image_id or no caption: {str(result)[:80]}")
+        if isinstance(image, int):
+            names = numbered() if names is None else names
+            image = names.get(image, f"image {image}")
+        yield CaptionRow(image, caption)

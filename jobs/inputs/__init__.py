@@ -1,0 +1,1 @@
+"""Lists and reads the images of an input: folders, buckets, tars, Parquet files, manifests."""

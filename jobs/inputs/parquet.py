@@ -1,0 +1,117 @@
+"""Parquet files that contain the bytes of images: lists their rows, and reads single images by row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.inputs.listing import ImageRef
+from jobs.storage.errors import InputFault
+from jobs.storage.random_access import open_shard
+
+IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img", "bytes", "image_bytes", "image_data", "content")
+"""Where the images' bytes are, if nobody says."""
+ROWS_AT_ONCE = 1_000
+
+
+def image_column(schema: pa.Schema, wanted: str | None) -> str | None:
+    """The column that holds images as bytes, or as a struct with `bytes`; None if there is none.
+
+    Args:
+        wanted: as the user named it; None to look for a usual name.
+    """
+    for name in IMAGE_COLUMNS if wanted is None else (wanted,):
+        if name not in schema.names:
+            continue
+        kind = schema.field(name).type
+        if pa.types.is_struct(kind):
+            index = kind.get_field_index("bytes")
+            kind = kind.field(index).type if index >= 0 else kind
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return name
+    return None
+
+
+def list_parquet(path: str, columns: Sequence[str] = ()) -> Iterator[ImageRef]:
+    """The rows of a Parquet file with images; no image is looked at."""
+    with open_shard(path) as stream:
+        file = pq.ParquetFile(stream)
+        for row, values in enumerate(read_columns(file, columns)):
+            yield ImageRef(f"{path}/{row}", None, path, None, row, values)
+
+
+def read_columns(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The values of some columns row by row; None for a column that is not there."""
+    here = [name for name in columns if name in file.schema_arrow.names]
+    if not here:
+        for _ in range(file.metadata.num_rows):
+            yield (None,) * len(columns)
+        return
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=here):
+        read = {name: batch.column(name).to_pylist() for name in here}
+        nothing = [None] * batch.num_rows
+        yield from zip(*(read.get(name, nothing) for name in columns), strict=True)
+
+
+class ParquetImages:
+    """The images of one file, read by row. Cheap while the rows ascend: what lies before a row has to be passed.
+
+    Args:
+        column: as `image_column` found it.
+    """
+
+    def __init__(self, path: str, column: str | None = None) -> None:
+        self.path, self.column = path, column
+        self._open = contextlib.ExitStack()
+        self._batches: Iterator[tuple[int, pa.Array]] | None = None
+        self._now: tuple[int, pa.Array] = (0, pa.array([], pa.binary()))
+
+    def read(self, row: int) -> bytes:
+        """The bytes of an image; none where the row has none.
+
+        Raises:
+            InputFault: kind DamagedShard: the file is not what it was when it was listed, or cannot be decoded here.
+        """
+        try:
+            first, images = self._now
+            if self._batches is None or row < first:
+                self.close()
+                self._batches = self._from(row)
+                first, images = 0, pa.array([], pa.binary())
+            while not first <= row < first + len(images):
+                try:
+                    first, images = self._now = next(self._batches)
+                except (StopIteration, pa.ArrowInvalid) as error:
+                    text = f"{self.path} cannot be read at row {row}"
+                    raise InputFault("DamagedShard", f"{text}: {error}" if str(error) else text) from error
+            return images[row - first].as_py() or b""
+        except BaseException:
+            self.close()  # after a fault of the network, the next call begins anew
+            raise
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        self._open.close()
+        self._batches = None
+
+    def _from(self, row: int) -> Iterator[tuple[int, pa.Array]]:
+        """Batches (first row, images) from the row group of `row` on, decoded page by page."""
+        stream = self._open.enter_context(open_shard(self.path))
+        file = pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
+        name = image_column(file.schema_arrow, self.column)
+        if name is None:
+            raise InputFault("DamagedShard", f"{self.path} has no column of images any more")
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if first + rows <= row:
+                first += rows
+                continue
+            for batch in file.iter_batches(16, row_groups=[group], columns=[name], use_threads=False):
+                images = batch.column(0)
+                yield first, images.field("bytes") if pa.types.is_struct(images.type) else images
+                first += batch.num_rows

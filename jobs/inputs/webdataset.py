@@ -1,0 +1,101 @@
+"""Files that hold many images, as img2dataset and WebDataset make them: tars, and Parquet with the images' bytes.
+
+A shard is indexed once, when the input is listed; each of its images is then read by itself, on any machine: a tar's by
+the range of its bytes, a Parquet file's by its row.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jobs.inputs.listing import IMAGE_EXTENSIONS, ImageRef
+from jobs.storage.random_access import open_shard
+
+TAR_EXTENSIONS = (".tar",)
+KEY = "key"
+"""A column of every tar: the name that the members of one sample share."""
+LARGEST_TEXT = 2**20
+"""Bytes of a member that is carried along as a column."""
+
+
+def list_tar(path: str, columns: Sequence[str] = ()) -> Iterator[ImageRef]:
+    """The images of a tar, in its order. Where it is damaged, a last entry without an offset stands for the rest.
+
+    Args:
+        columns: of each sample: `key`, an extension of its members (such as `txt`: the member's text), or a field of
+            its `json` member. None where a sample has no such thing.
+    """
+    with open_shard(path) as stream:
+        try:
+            # Not tarfile's "r": a compressed tar cannot be read from its middle.
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for key, members in _samples(tar):
+                    images = [member for member in members if member.name.lower().endswith(IMAGE_EXTENSIONS)]
+                    values = _texts(tar, key, members, columns) if images and columns else (None,) * len(columns)
+                    for member in images:
+                        yield ImageRef(
+                            f"{path}/{printable_name(member.name)}", member.size, path, member.offset_data, None, values
+                        )
+                stream.seek(tar.offset)
+                if stream.read(512) != bytes(512):
+                    raise tarfile.ReadError("it does not end as a tar does")
+        except tarfile.TarError:
+            yield ImageRef(path, None, path, None, None, (None,) * len(columns))
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
+    """Files that follow one another and share their name up to the first dot of its last part."""
+    key = ""
+    members: list[tarfile.TarInfo] = []
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
+        folder, _, name = member.name.rpartition("/")
+        if not member.isreg() or name.startswith("."):
+            continue
+        here = f"{folder}/{name.partition('.')[0]}".removeprefix("/")
+        if here != key and members:
+            yield key, members
+            members = []
+        key = here
+        members.append(member)
+    if members:
+        yield key, members
+
+
+def _texts(tar: tarfile.TarFile, key: str, members: Sequence[tarfile.TarInfo], columns: Sequence[str]) -> tuple:
+    by_extension = {member.name.rpartition("/")[2].partition(".")[2].lower(): member for member in members}
+
+    def text(extension: str) -> str | None:
+        member = by_extension.get(extension)
+        file = tar.extractfile(member) if member is not None and member.size <= LARGEST_TEXT else None
+        return file.read().decode("utf-8", "replace") if file is not None else None
+
+    fields: dict[str, Any] | None = None
+    values: list[str | None] = []
+    for name in columns:
+        if name == KEY:
+            values.append(key)
+        elif name in by_extension:
+            values.append(text(name))
+        else:
+            if fields is None:
+                fields = _json_object(text("json"))
+            value = fields.get(name)
+            values.append(value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return tuple(values)
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def printable_name(name: str) -> str:
+    """A member's name as Parquet can hold it."""
+    return name.removeprefix("./").encode("utf-8", "surrogateescape").decode("utf-8", "replace")

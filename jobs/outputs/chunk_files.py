@@ -1,0 +1,211 @@
+"""A job's rows at their destination: one Parquet file per range of image ids, whose presence means finished.
+
+`captions-000000000000-000000000511.parquet` holds a row for each image id from 0 to 511. So a listing tells what
+is left to do, a file written twice replaces itself, and `pandas.read_parquet(folder)` reads everything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.outputs.id_ranges import IdRange, cut, without_covered
+from jobs.storage.folder import TEMPORARY, Folder
+
+ROWS_PER_FILE = 50_000
+"""About how many rows a file has after `compact`."""
+LARGEST_CHUNK = 2_048
+"""A file of more rows is split before some of its rows are done again."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Counts(NamedTuple):
+    """Rows of an output."""
+
+    done: int
+    failed: int
+
+    @property
+    def total(self) -> int:
+        """Rows with and without an error."""
+        return self.done + self.failed
+
+
+@dataclass(frozen=True)
+class ChunkFiles:
+    """The files `<stem>-<first>-<last>.parquet` in a folder; other files there are none of its business."""
+
+    folder: Folder
+    stem: str
+
+    def finished(self) -> list[IdRange]:
+        """Ranges of the files, ascending. Leftovers inside a larger file's range are not among them.
+
+        Raises:
+            ValueError: files overlap in a way that this project does not produce.
+        """
+        try:
+            return without_covered(self._listed())[0]
+        except ValueError as error:
+            raise ValueError(f"{self.folder.url}: {error}: move one of these files away") from error
+
+    def write(self, ids: IdRange, table: pa.Table) -> None:
+        """Write (or replace) the file of a range."""
+        assert table.num_rows == ids.size, f"{table.num_rows} rows for {ids}"
+        sink = pa.BufferOutputStream()
+        # A dictionary and statistics of a tensor's values take three times as long as all else, and help nobody.
+        searchable = not any(pa.types.is_fixed_size_binary(field.type) for field in table.schema)
+        pq.write_table(
+            table,
+            sink,
+            compression="zstd",
+            row_group_size=ROWS_PER_FILE,
+            use_dictionary=searchable,
+            write_statistics=searchable,
+        )
+        self.folder.write(self._name(ids), memoryview(sink.getvalue()))
+
+    def read(self, ids: IdRange, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of the file of exactly this range."""
+        return self.folder.read_with(self._name(ids), lambda file: pq.ParquetFile(file).read(columns=columns))
+
+    def exists(self, ids: IdRange) -> bool:
+        """Whether there is a file of exactly this range."""
+        return self.folder.exists(self._name(ids))
+
+    def metadata(self, ids: IdRange) -> dict[str, str]:
+        """The project's own metadata of a file, see `schemas.with_metadata`."""
+        stored = self.folder.read_with(self._name(ids), pq.read_schema).metadata or {}
+        prefix = b"captionlib."
+        return {k[len(prefix) :].decode(): v.decode() for k, v in stored.items() if k.startswith(prefix)}
+
+    def count(self, ranges: Iterable[IdRange]) -> dict[IdRange, Counts]:
+        """Rows of each file without and with an error, from the files' footers.
+
+        Raises:
+            ValueError: a file's footer contradicts its name.
+        """
+        ordered = list(ranges)
+        counted = dict(zip(ordered, self._parallel(self._count_file, ordered), strict=True))
+        for ids, counts in counted.items():
+            if counts.total != ids.size:
+                raise ValueError(
+                    f"{self.folder.url}/{self._name(ids)} has {counts.total} rows, not {ids.size}: delete this "
+                    "file and run the command again"
+                )
+        return counted
+
+    def tidy(self) -> None:
+        """Delete what an interrupted run left: files inside a larger file's range, and half-written ones."""
+        for ids in without_covered(self._listed())[1]:
+            self.folder.delete(self._name(ids))
+        for name in self.folder.names():
+            if name.startswith(f".{self.stem}-") and name.endswith(TEMPORARY):
+                self.folder.delete(name)
+
+    def compact(self, target_rows: int = ROWS_PER_FILE) -> None:
+        """Merge adjacent small files into files of about `target_rows` rows.
+
+        A killed run leaves the small files beside the large one that holds their rows: `tidy` deletes them.
+        """
+        self._parallel(self._merge_files, adjacent_groups(self.finished(), target_rows))
+
+    def split_for_redo(self, images_per_chunk: int) -> dict[IdRange, int]:
+        """The files that hold errors, and how many, after cutting large ones into chunks.
+
+        A killed run leaves chunks beside the large file that holds their rows: `tidy` deletes them.
+        """
+        found: dict[IdRange, int] = {}
+        for ids, counts in self.count(self.finished()).items():
+            if not counts.failed:
+                continue
+            if ids.size <= LARGEST_CHUNK:
+                found[ids] = counts.failed
+                continue
+            table = self.read(ids)
+            for chunk in cut([ids], images_per_chunk):
+                rows = table.slice(chunk.first - ids.first, chunk.size)
+                self.write(chunk, rows)
+                failed = rows.num_rows - rows.column("error").null_count
+                if failed:
+                    found[chunk] = failed
+            self.folder.delete(self._name(ids))
+        return found
+
+    def delete(self) -> None:
+        """Delete all of these files, and nothing else."""
+        self._parallel(self.folder.delete, [self._name(ids) for ids in self._listed()])
+
+    def _name(self, ids: IdRange) -> str:
+        return f"{self.stem}-{ids.first:012d}-{ids.last:012d}.parquet"
+
+    def _listed(self) -> list[IdRange]:
+        pattern = re.compile(re.escape(self.stem) + r"-(\d{12})-(\d{12})\.parquet")
+        matches = map(pattern.fullmatch, self.folder.names())
+        return [IdRange(int(match[1]), int(match[2])) for match in matches if match is not None]
+
+    def _count_file(self, ids: IdRange) -> Counts:
+        return self.folder.read_with(self._name(ids), _count_rows)
+
+    def _merge_files(self, group: Sequence[IdRange]) -> None:
+        merged = pa.concat_tables([self.read(ids) for ids in group])
+        self.write(IdRange(group[0].first, group[-1].last), merged)
+        for ids in group:
+            self.folder.delete(self._name(ids))
+
+    def _parallel(self, action: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        with ThreadPoolExecutor(4 if self.folder.is_local else 32) as pool:
+            return list(pool.map(action, items))
+
+
+def _count_rows(file: IO[bytes]) -> Counts:
+    """Rows without and with an error, by the file's footer if it says so."""
+    parquet = pq.ParquetFile(file)
+    footer = parquet.metadata
+    column = footer.schema.names.index("error")
+    statistics = [footer.row_group(i).column(column).statistics for i in range(footer.num_row_groups)]
+    if all(s is not None and s.has_null_count for s in statistics):
+        without_error = sum(s.null_count for s in statistics)
+    else:
+        without_error = parquet.read(columns=["error"]).column("error").null_count
+    return Counts(without_error, footer.num_rows - without_error)
+
+
+def adjacent_groups(ranges: Iterable[IdRange], target_rows: int) -> list[list[IdRange]]:
+    """Groups of at least two ranges that follow one another without a gap, each of about `target_rows` ids.
+
+    A range of more than half that size stays as it is.
+    """
+    groups: list[list[IdRange]] = [[]]
+    size = 0
+    for ids in ranges:
+        large = ids.size > target_rows / 2
+        gap = bool(groups[-1]) and groups[-1][-1].last + 1 != ids.first
+        if large or gap or size + ids.size > target_rows:
+            groups.append([])
+            size = 0
+        if not large:
+            groups[-1].append(ids)
+            size += ids.size
+    return [group for group in groups if len(group) > 1]
+
+
+def replace_rows(old: pa.Table, new: pa.Table) -> pa.Table:
+    """`old` with the rows of `new` in place of those with the same image_id; both ascending by image_id."""
+    kept = old.filter(pc.invert(pc.is_in(old.column("image_id"), value_set=new.column("image_id"))))
+    return pa.concat_tables([kept.cast(new.schema), new]).sort_by("image_id")
+
+
+def failed_ids(rows: Any) -> list[int]:
+    """Image ids of the rows that have an error."""
+    ids: list[int] = rows.filter(pc.is_valid(rows.column("error"))).column("image_id").to_pylist()
+    return ids

@@ -1,0 +1,68 @@
+"""`run.json`: what made an output, how often it was worked on, and how it stands."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import captionlib
+from jobs.storage.folder import Folder
+
+NAME = "run.json"
+
+# Whatever decides a worker's results or speed.
+_PACKAGES = ("ray", "torch", "openvino", "pillow", "pyarrow", "numpy")
+
+
+def read_record(folder: Folder) -> dict[str, Any]:
+    """The record of an output; empty if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        text = folder.read(NAME)
+    except FileNotFoundError:
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{folder.url}/{NAME} is damaged ({error}): delete it and run again") from error
+    return record
+
+
+def write_record(folder: Folder, record: Mapping[str, Any]) -> None:
+    """Write the record, replacing the one that is there."""
+    folder.write(NAME, json.dumps(record, indent=2, ensure_ascii=False, default=str).encode() + b"\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter; a missing one is left out."""
+    found = {"python": platform.python_version(), "captionlib": captionlib.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def differences(there: Mapping[str, Any], asked: Mapping[str, Any], where: str = "") -> list[str]:
+    """How two groups of settings differ, one phrase per setting."""
+    found: list[str] = []
+    for key in sorted(set(there) | set(asked)):
+        old, new = there.get(key), asked.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{where}{key}.")
+        elif json.dumps(old) != json.dumps(new):  # as JSON has them: a tuple is stored as a list
+            found.append(f"{where}{key} is {old} there and {new} now")
+    return found

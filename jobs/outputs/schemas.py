@@ -1,0 +1,98 @@
+"""Arrow schemas of every row that is written: the shapes in which data passes between a job's steps and to its users.
+
+(Rows of features: `captionlib.features.store.feature_schema`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Rows of another version are not mixed with these."""
+
+# A manifest may have one column more, `columns`: a struct of what is carried along into the output.
+MANIFEST = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("path", pa.string()),
+        ("size", pa.int64()),  # bytes; null where the listing does not say
+        ("shard", pa.string()),  # the tar or Parquet file that the image is in; null for a file of its own
+        ("offset", pa.int64()),  # of its first byte, in a tar
+        ("row", pa.int64()),  # in a Parquet file
+    ]
+)
+
+CAPTIONS = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("path", pa.string()),
+        ("caption", pa.string()),
+        ("log_prob", pa.float32()),  # natural, summed over the tokens
+        ("num_tokens", pa.int16()),
+        ("captions", pa.list_(pa.struct([("text", pa.string()), ("log_prob", pa.float32())]))),  # best first
+        ("width", pa.int32()),  # as stored, after the EXIF turn
+        ("height", pa.int32()),
+        ("error", pa.string()),  # null when captioned; otherwise "Kind: message"
+    ]
+)
+
+# A chunk of the job as Ray gets it.
+CHUNK = pa.schema([("first", pa.int64()), ("last", pa.int64()), ("redo_errors", pa.bool_())])
+
+# The same chunk with its images decoded (and what is carried along, in `images`). A chunk is one row from end to end,
+# so that Ray cannot cut it or join two.
+DECODED = pa.schema(
+    [
+        *CHUNK,
+        ("status", pa.string()),  # ready, deferred or denied
+        ("reason", pa.string()),
+        ("step", pa.string()),  # what failed, where nobody foresaw it, …
+        ("trace", pa.string()),  # … and the traceback of that
+        ("node", pa.string()),  # of a chunk that is not ready
+        (
+            "images",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("image_id", pa.int64()),
+                        ("path", pa.string()),
+                        ("width", pa.int32()),
+                        ("height", pa.int32()),
+                        ("error", pa.string()),
+                    ]
+                )
+            ),
+        ),
+        ("side", pa.int32()),  # S
+        ("pixels", pa.large_binary()),  # uint8 (B, S, S, 3) of the B images without an error
+        ("read_seconds", pa.float32()),  # summed over threads, as decode_seconds
+        ("decode_seconds", pa.float32()),
+    ]
+)
+
+# What became of it.
+RECEIPT = pa.schema(
+    [
+        ("first", pa.int64()),
+        ("last", pa.int64()),
+        ("done", pa.int32()),
+        ("failed", pa.int32()),
+        ("status", pa.string()),  # committed, deferred or denied
+        ("reason", pa.string()),  # why it is not committed
+        ("step", pa.string()),  # what failed, where nobody foresaw it: decoding, the model or writing; …
+        ("trace", pa.string()),  # … and the traceback of that
+        ("node", pa.string()),
+        ("read_seconds", pa.float32()),
+        ("decode_seconds", pa.float32()),
+        ("model_seconds", pa.float32()),  # wall clock
+        ("write_seconds", pa.float32()),
+    ]
+)
+
+
+def with_metadata(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
+    """The schema with metadata under the project's own keys, `captionlib.<name>`."""
+    own = {f"captionlib.{name}": value for name, value in metadata.items()}
+    return schema.with_metadata({**(schema.metadata or {}), **own})

@@ -1,0 +1,67 @@
+"""A text file with the caption beside each image, as tools that train on folders want it: photo.jpg, photo.txt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from jobs.inputs.listing import ImageRef
+from jobs.storage.folder import Folder
+from jobs.storage.read import is_local
+
+SidecarMode = Literal["skip", "overwrite", "append"]
+
+THREADS = 16
+_WRITABLE = ("s3://", "s3a://", "gs://", "gcs://", "abfs://", "abfss://", "az://", "adl://", "oci://", "memory://")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Writes them, with the chunk that an image belongs to, and before its rows."""
+
+    mode: SidecarMode
+    """What becomes of a text that is there."""
+    prefix: str = ""
+    suffix: str = ""
+
+    def check(self, listing: Iterable[ImageRef]) -> Iterator[ImageRef]:
+        """The same images.
+
+        Raises:
+            ValueError: one has no place beside it.
+        """
+        for image in listing:
+            if image.shard is not None:
+                raise ValueError(f"--sidecar writes beside image files, but {image.path} is inside of another file")
+            if not is_local(image.path) and not image.path.startswith(_WRITABLE):
+                raise ValueError(f"--sidecar cannot write beside {image.path}: leave it out, or copy the images")
+            yield image
+
+    def write(self, captions: Iterable[tuple[str, str]]) -> None:
+        """Write the text of each (path, caption). Doing it twice is the same as doing it once.
+
+        Raises:
+            PermissionError, TransportFault: as `Folder.write`.
+        """
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(lambda pair: self._write_one(*pair), captions):
+                pass
+
+    def _write_one(self, path: str, caption: str) -> None:
+        folder, _, name = path.rpartition("/")
+        place, name = Folder(folder), f"{os.path.splitext(name)[0]}.txt"
+        text = f"{self.prefix}{caption}{self.suffix}"
+        if self.mode != "overwrite":
+            try:
+                there = place.read(name).decode("utf-8", "replace").rstrip("\n")
+            except FileNotFoundError:
+                there = ""
+            else:
+                # A chunk that was interrupted is done again: what was appended then is at the end.
+                if self.mode == "skip" or there == text or there.endswith(f"\n{text}"):
+                    return
+            text = f"{there}\n{text}" if there else text
+        place.write(name, f"{text}\n".encode(), durable=False)

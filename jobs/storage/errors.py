@@ -1,0 +1,105 @@
+"""Errors of reading and writing, and retries with exponential back-off.
+
+An **input fault** (not found, permission denied, too large) is a property of the image and becomes a row with an
+error. A **transport fault** (time-out, connection reset, 5xx, truncated body) is temporary: the access is retried with
+exponential back-off, and after the last attempt the image is deferred.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+ATTEMPTS = 5
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 16.0
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EREMCHG}
+# Codes with which object stores refuse everything: the credentials are wrong or have run out, whatever the object.
+_BAD_CREDENTIALS = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "RequestTimeTooSkewed",
+    "TokenRefreshRequired",
+}
+
+
+class InputFault(ValueError):
+    """An image that cannot be read, whoever asks and however often. `kind` is stable, for counting."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+class TransportFault(OSError):
+    """The way to an image is broken, not the image. Raised after the last attempt."""
+
+
+class AccessDenied(OSError):
+    """The storage refuses the credentials themselves: no retry helps, and no image is at fault."""
+
+
+def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    """Do something with a storage; transport faults are retried with exponential back-off and full jitter.
+
+    Raises:
+        FileNotFoundError, PermissionError, IsADirectoryError, InputFault: at once.
+        AccessDenied: at once.
+        TransportFault: after the last attempt; its text is the last fault's.
+    """
+    for attempt in range(attempts):
+        try:
+            return action()
+        except Exception as error:
+            known = classify_storage_error(error)
+            if not isinstance(known, TransportFault):
+                raise known from error
+            if attempt == attempts - 1:
+                raise known from error
+            longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt)
+            # Jitter, so that the threads of all workers do not come back to a busy server at the same moment.
+            time.sleep(random.uniform(longest / 4, longest))
+    raise AssertionError("unreachable")
+
+
+def classify_storage_error(error: Exception) -> Exception:
+    """Any exception of a storage library as one of four: not there, not allowed, a folder, or a transport fault."""
+    if isinstance(error, (InputFault, TransportFault, AccessDenied, FileNotFoundError, IsADirectoryError)):
+        return error
+    if isinstance(error, OSError) and error.errno in _NOT_THERE:
+        return FileNotFoundError(error.errno, str(error))
+    if isinstance(error, PermissionError):
+        code = _storage_code(error)
+        if code in _BAD_CREDENTIALS:
+            return AccessDenied(errno.EACCES, f"the storage refuses the credentials ({code}: {error}): renew them")
+        return error
+    if type(error).__name__ == "NoCredentialsError":
+        return AccessDenied(errno.EACCES, f"no credentials for the storage ({error}): set them as its client expects")
+    status = getattr(error, "status", None)  # of an aiohttp response
+    if status in (404, 410):
+        return FileNotFoundError(errno.ENOENT, str(error))
+    if status in (401, 403):
+        return PermissionError(errno.EACCES, str(error))
+    # All else, the unforeseen included: to leave an image for later is safe, to call it broken is not.
+    return TransportFault(errno.EIO, f"{type(error).__name__}: {error}"[:500])
+
+
+def _storage_code(error: BaseException | None) -> str:
+    """The error code of an object store, from the exception that s3fs made of it."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""

@@ -1,0 +1,23 @@
+"""Opens Parquet files and tars for random access, on a disk or behind a URL."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import IO
+
+from jobs.storage.read import filesystem, is_local
+
+BLOCK_BYTES = 2**22
+"""Read ahead in a remote tar: members are small, so it is read from end to end."""
+
+
+@contextlib.contextmanager
+def open_shard(path: str) -> Iterator[IO[bytes]]:
+    """A shard for random access, on a disk or behind a URL."""
+    if is_local(path):
+        with open(path, "rb") as local:
+            yield local
+        return
+    with filesystem(path).open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead") as remote:
+        yield remote

@@ -1,0 +1,146 @@
+"""Bytes of an input: the first thing that a worker does with a path, and the place where two kinds of fault part.
+
+An **input fault** (not there, no permission, too large) is a property of the image and becomes a row with an
+error. A **transport fault** (time-out, reset connection, 5xx, a body cut short) is not: it is retried with back-off,
+and if it goes on, the image is left for later.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from typing import IO, Any, TypeVar
+
+from jobs.storage.errors import AccessDenied, InputFault, TransportFault, with_retries
+from jobs.storage.s3 import S3Objects
+
+T = TypeVar("T")
+
+MAX_BYTES = 2**28
+"""A file larger than this is no image that could be captioned; reading it would only fill the worker's memory."""
+
+
+def read_bytes(path: str, size: int | None = None) -> bytes:
+    """The whole file.
+
+    Args:
+        path: absolute, or an fsspec URL.
+        size: in bytes, as the listing said; a shorter body counts as cut short, unless the file did change.
+
+    Raises:
+        InputFault: kinds NotFound, PermissionDenied, NotAFile, FileTooLarge.
+        TransportFault: after all attempts.
+        AccessDenied: the credentials were refused.
+    """
+    if size is not None and size > MAX_BYTES:
+        raise InputFault("FileTooLarge", f"{size} bytes, {MAX_BYTES} is the limit")
+
+    def attempt() -> bytes:
+        data = read_once(path)
+        if size is not None and len(data) < size and len(data) != _size_now(path):
+            raise TransportFault(errno.EIO, f"got {len(data)} of {size} bytes", path)
+        return data
+
+    return _to_fault(path, attempt)
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """Some bytes of a file; fewer where it ends before them.
+
+    Raises:
+        InputFault, TransportFault, AccessDenied: as `read_bytes`.
+    """
+    if size > MAX_BYTES:
+        raise InputFault("FileTooLarge", f"{size} bytes, {MAX_BYTES} is the limit")
+
+    def attempt() -> bytes:
+        if is_local(path):
+            with open(path, "rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        data: bytes = filesystem(path).cat_file(path, start=offset, end=offset + size)
+        if len(data) > size and offset:
+            raise AccessDenied(
+                errno.ENOTSUP, f"the server of {path} gives out whole files only: copy it to a disk or a bucket"
+            )
+        if len(data) < size and offset + len(data) != _size_now(path):
+            raise TransportFault(errno.EIO, f"got {len(data)} of {size} bytes", path)
+        return data[:size]
+
+    return _to_fault(path, attempt)
+
+
+def _to_fault(path: str, attempt: Callable[[], T]) -> T:
+    """Read, with retries; that the file is not there or not for us is its own fault."""
+    try:
+        return with_retries(attempt)
+    except (InputFault, AccessDenied, TransportFault):
+        raise
+    except FileNotFoundError as error:
+        hint = "; its name is not UTF-8: rename it" if "\ufffd" in path else ""
+        raise InputFault("NotFound", f"it was there when the input was listed{hint}") from error
+    except PermissionError as error:
+        raise InputFault("PermissionDenied", str(error)) from error
+    except IsADirectoryError as error:
+        raise InputFault("NotAFile", "it is a folder") from error
+
+
+# fsspec makes one instance per thread; an instance may be shared, and then so are its connections.
+_filesystems: dict[str, Any] = {}
+_filesystems_lock = threading.Lock()
+_s3_objects = S3Objects()
+
+
+def filesystem(path: str) -> Any:
+    """The fsspec filesystem of a path or URL: one per protocol and process, without cached listings."""
+    import fsspec
+
+    protocol = "file" if is_local(path) else path.partition("://")[0]
+    with _filesystems_lock:
+        if protocol not in _filesystems:
+            options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+            if protocol in ("s3", "s3a"):
+                # A worker's threads share this instance; botocore's default is 10 connections.
+                options["config_kwargs"] = {"max_pool_connections": 64, "retries": {"mode": "standard"}}
+            _filesystems[protocol] = fsspec.filesystem(protocol, **options)
+        return _filesystems[protocol]
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is on a disk of this machine (or one that is mounted), not behind a URL."""
+    return "://" not in path or path.startswith("/")
+
+
+def read_once(path: str) -> bytes:
+    """A whole file, in one attempt; exceptions are those of whatever storage library reads it."""
+    if is_local(path):
+        with open(path, "rb") as file:
+            return file.read()
+    found = _s3_objects.read(path) if _is_s3(path) else None
+    if found is not None:
+        return found
+    data: bytes = filesystem(path).cat_file(path)
+    if _is_s3(path):
+        _s3_objects.record_fallback()
+    return data
+
+
+def open_once(path: str) -> IO[bytes]:
+    """A file for random access; exceptions as of `read_once`."""
+    found = _s3_objects.open(path) if _is_s3(path) else None
+    if found is not None:
+        return found
+    file: IO[bytes] = filesystem(path).open(path, "rb")
+    if _is_s3(path):
+        _s3_objects.record_fallback()
+    return file
+
+
+def _is_s3(path: str) -> bool:
+    return path.startswith(("s3://", "s3a://"))
+
+
+def _size_now(path: str) -> int | None:
+    size: int | None = filesystem(path).info(path).get("size")
+    return size

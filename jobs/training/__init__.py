@@ -1,0 +1,1 @@
+"""The engine of `jobs.train`: data-parallel training through Ray Train."""

@@ -1,0 +1,147 @@
+"""What a stopped run goes on from: a checkpoint of Ray Train, written at the end of an epoch or within one.
+
+In its folder: state.pt (weights, optimizer, averages, random generators, the unfinished epoch's sums) and history.json
+(a row per finished epoch).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from captionlib.training.learner import Learner
+
+STATE, HISTORY = "state.pt", "history.json"
+SCORE = "score"
+"""The metric by which Ray Train keeps the best checkpoint."""
+_NO_SCORE = -1.0  # of a checkpoint within an epoch; CIDEr-D is never negative
+
+
+@dataclass
+class EpochSums:
+    """What an epoch's steps have come to so far, on this worker."""
+
+    steps: int = 0
+    loss: float = 0.0
+    """Cross-entropy summed over words, in nats."""
+    words: int = 0
+    reward: float = 0.0
+    """Mean reward of each step, summed."""
+    rewards: int = 0
+    """Steps that had rewards."""
+    captions: int = 0
+    """Learnt, on this worker."""
+    seconds: float = 0.0
+
+    def merged(self, world_size: int) -> EpochSums:
+        """The sums over all workers."""
+        if world_size == 1:
+            return dataclasses.replace(self)
+        names = ("loss", "words", "reward", "rewards", "captions")
+        sums = dict(zip(names, add_up([float(getattr(self, name)) for name in names], world_size), strict=True))
+        return EpochSums(
+            steps=self.steps,
+            loss=sums["loss"],
+            words=round(sums["words"]),
+            reward=sums["reward"],
+            rewards=round(sums["rewards"]),
+            captions=round(sums["captions"]),
+            seconds=self.seconds,
+        )
+
+
+@dataclass
+class TrainingState:
+    """How far a run has come."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """A row per finished epoch."""
+    sums: EpochSums = field(default_factory=EpochSums)
+    """Of the epoch after these."""
+
+
+def add_up(values: list[float], world_size: int) -> list[float]:
+    """Each value summed over all workers."""
+    sums = torch.tensor(values, dtype=torch.float64)
+    if world_size > 1:
+        if dist.get_backend() == "nccl":
+            sums = sums.cuda()
+        dist.all_reduce(sums)
+    return [float(value) for value in sums]
+
+
+def save(
+    learner: Learner, standing: TrainingState, row: dict[str, Any] | None, rank: int, enter: Callable[[str], None]
+) -> None:
+    """Hand a checkpoint to Ray Train. All workers must call it together.
+
+    Args:
+        row: of the epoch that has just ended; None within an epoch.
+        enter: called with the name of each phase as it begins.
+    """
+    import ray.train
+
+    enter("checkpoint")
+    world_size = learner.world_size
+    generators = [_random_state()]
+    if world_size > 1:
+        generators = [{}] * world_size
+        dist.all_gather_object(generators, _random_state())
+    sums = standing.sums.merged(world_size)
+    epoch, step = len(standing.history), learner.step_number
+    metrics = {"epoch": epoch, "step": step, SCORE: _NO_SCORE} if row is None else {**row, "step": step}
+    if rank != 0:
+        enter("report")
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        state = {"learner": learner.state_dict(), "generators": generators, "sums": dataclasses.asdict(sums)}
+        torch.save(state, Path(directory) / STATE)
+        (Path(directory) / HISTORY).write_text(json.dumps(standing.history))
+        checkpoint = ray.train.Checkpoint.from_directory(directory)
+        enter("report")
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def restore(learner: Learner, rank: int) -> TrainingState:
+    """Load the run's newest checkpoint, if there is one."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return TrainingState()
+    with checkpoint.as_directory() as directory:
+        state, history = load(directory)
+    learner.load_state_dict(state["learner"])
+    if rank < len(state["generators"]):  # a worker that was not there before starts with its own
+        _set_random_state(state["generators"][rank])
+    sums = EpochSums(**state["sums"])
+    # Sums are added up over the workers again: one of them goes on with what there was.
+    return TrainingState(history, sums if rank == 0 else EpochSums(steps=sums.steps, seconds=sums.seconds))
+
+
+def load(directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A checkpoint's state and history."""
+    state = torch.load(Path(directory) / STATE, map_location="cpu", weights_only=True)
+    return state, json.loads((Path(directory) / HISTORY).read_text())
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

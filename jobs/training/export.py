@@ -1,0 +1,131 @@
+"""From the run's best epoch to a checkpoint that captions: decoder weights, the encoder's, words, and a model card."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from captionlib.captioners.from_features import Captioner
+from captionlib.checkpoints import CONFIG, save_checkpoint, weights_fingerprint
+from captionlib.config import to_dict
+from captionlib.decoders import build_decoder
+from captionlib.training.encoder_decoder import EncoderDecoder
+from jobs.storage.folder import Folder
+from jobs.training.checkpoint import SCORE, load
+from jobs.training.data import Prepared
+from jobs.training.model import build_model, starting_encoder
+from jobs.training.report import RunReport, metrics_only
+from jobs.training.run import BEST
+
+
+def export_best(prepared: Prepared, encoder: nn.Module | None, result: Any, report: RunReport) -> str:
+    """Write RUN/best, and the run's report for the last time; returns the checkpoint's folder.
+
+    Args:
+        encoder: from `find_encoder`.
+        result: Ray Train's.
+    """
+    settings = prepared.settings
+    best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1][SCORE])
+    with best.as_directory() as directory:
+        learner = load(directory)[0]["learner"]
+    with result.checkpoint.as_directory() as directory:
+        history = load(directory)[1]
+    report.write(history)
+    training = {
+        "settings": to_dict(settings.training),
+        # Kind and splits, but no paths: a checkpoint is passed on, and they are nobody's business.
+        "data": {name: getattr(settings.data, name) for name in ("kind", "train_split", "dev_split")},
+        "images": len(prepared.train.paths),
+        "best_epoch": metrics["epoch"],
+        "scores": {name: metrics[name] for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")},
+        "history": metrics_only(history),
+    }
+    folder = Folder.of(settings.run) / BEST
+    with tempfile.TemporaryDirectory() as directory:
+        save_checkpoint(
+            directory,
+            _captioner(prepared, encoder, learner["average"] or learner["decoder"]),
+            prepared.model,
+            prepared.vocabulary,
+            search=settings.search,
+            training=training,
+            card=_model_card(prepared, training),
+        )
+        # config.json comes last: a folder that has it is complete.
+        for file in sorted(Path(directory).iterdir(), key=lambda file: file.name == CONFIG):
+            folder.write(file.name, file.read_bytes())
+    return folder.url
+
+
+def find_encoder(prepared: Prepared) -> nn.Module | None:
+    """The encoder that made the features; None where they came ready-made, or where the encoder runs in training.
+
+    Raises:
+        ValueError: it is not to be had here.
+    """
+    # Ready-made vectors of an unknown encoder train a decoder for other such vectors, not for photos.
+    if prepared.settings.from_images or prepared.encoder.kind == "vectors":
+        return None
+    encoder = starting_encoder(prepared)
+    known = prepared.encoder_fingerprint
+    if known is not None and weights_fingerprint(encoder) != known:
+        where = prepared.settings.encoder_checkpoint or "the library"
+        raise ValueError(
+            f"the weights of {prepared.encoder.name} in {where} are not those that made {prepared.settings.source}: "
+            "extract the features again with these, or name with --encoder.checkpoint the model that made them"
+        )
+    return encoder
+
+
+def _captioner(prepared: Prepared, encoder: nn.Module | None, weights: dict[str, Tensor]) -> Captioner:
+    """The trained weights, and the encoder that they were trained with."""
+    if prepared.settings.from_images:
+        model = build_model(prepared)
+        model.load_state_dict(weights)
+        assert isinstance(model, EncoderDecoder)
+        return Captioner(model.encoder, model.decoder)
+    decoder = build_decoder(prepared.settings.decoder, prepared.encoder.feature_dim, len(prepared.vocabulary))
+    decoder.load_state_dict(weights)
+    return Captioner(encoder, decoder)
+
+
+def _model_card(prepared: Prepared, training: dict[str, Any]) -> str:
+    settings = prepared.settings
+    scores = {name: f"{100 * value:.1f}" for name, value in training["scores"].items()}
+    history = training["history"]
+    rows = "\n".join(
+        f"| {row['epoch']} | {row['train_loss']:.3f} | {row['dev_loss']:.3f} | {100 * row['bleu_4']:.1f} | "
+        f"{row['cider_d']:.3f} |"
+        for row in history
+    )
+    encoder, decoder, search = prepared.encoder, settings.decoder, settings.search
+    decoding = f"beam {search.beam_width}" if search.method == "beam" else search.method
+    bleu = " / ".join(scores[f"bleu_{order}"] for order in range(1, 5))
+    stage = settings.encoder.train_from
+    weights = "ImageNet weights" if prepared.encoder_weights is None else "weights of another captioner"
+    weights += f", trained from {stage} on" if stage else ", frozen"
+    shape = f"{encoder.num_positions} x {encoder.feature_dim}"
+    return f"""# {encoder.name} + {decoder.kind}
+
+Writes one English sentence about a photo.
+
+| | |
+| --- | --- |
+| encoder | {encoder.name}, {weights}; {encoder.features} features, {shape} |
+| decoder | {decoder.kind}, attention: {decoder.attention}, width {decoder.hidden_dim} |
+| vocabulary | {len(prepared.vocabulary):,} words (at least {settings.training.min_count} occurrences) |
+| trained on | {settings.data.kind}, {len(prepared.train.paths):,} images |
+| epochs | {len(history)}, the best by dev CIDEr-D is {training["best_epoch"]} |
+| minutes | {sum(row["seconds"] for row in history) / 60:.0f} |
+
+Scores on {len(prepared.dev.paths):,} dev images ({decoding}): BLEU-1..4 {bleu}, ROUGE-L {scores["rouge_l"]},
+CIDEr-D {training["scores"]["cider_d"]:.3f}.
+
+| epoch | train loss | dev loss | BLEU-4 | CIDEr-D |
+| --- | --- | --- | --- | --- |
+{rows}
+"""

@@ -1,0 +1,142 @@
+"""What a run's folder shows of its epochs: metrics as CSV, JSON and TensorBoard events, curves, a page with dev photos.
+
+All files are functions of the epochs' rows and are written anew after each epoch, so a resumed run's are whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from captionlib.config import to_dict
+from captionlib.images.decode import ImageDecodeError, decode_image
+from captionlib.report import Card, Section, curves_png, render_page, thumbnail_jpeg, training_page
+from jobs.storage.errors import InputFault
+from jobs.storage.folder import Folder
+from jobs.storage.read import is_local, read_bytes
+from jobs.training.checkpoint import SCORE
+from jobs.training.data import Prepared
+from jobs.training.dev_evaluation import CAPTIONS, shown_images
+
+Row = Mapping[str, Any]
+_SIDE = 800  # of a photo when it is decoded for its thumbnail
+
+
+class RunReport:
+    """Writes the files of a run's folder."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+        self.folder = Folder.of(prepared.settings.run)
+        self._thumbnails: dict[int, bytes] | None = None
+        self._has_complained = False
+
+    def write(self, history: Sequence[Row]) -> None:
+        """All files, from the rows of the finished epochs. What fails is said once, and stops nothing."""
+        if not history:
+            return
+        try:
+            self._write(history)
+        except Exception as error:  # whatever it is, the training is worth more than its report
+            if not self._has_complained:
+                print(f"the report in {self.folder.url} could not be written: {error}", file=sys.stderr, flush=True)
+            self._has_complained = True
+
+    def _write(self, history: Sequence[Row]) -> None:
+        rows = metrics_only(history)
+        self.folder.write("metrics.json", json.dumps(rows, indent=2).encode())
+        self.folder.write("metrics.csv", metrics_csv(rows))
+        events = self.folder / "tensorboard"
+        there = events.names()
+        for row in rows:
+            # One file per epoch, in order: TensorBoard goes from each to the next, and no file ever changes.
+            name = f"events.out.tfevents.{row['epoch']:010d}.epoch"
+            if name not in there:
+                events.write(name, tensorboard_events(row))
+        settings = self.prepared.settings
+        title = f"{self.prepared.encoder.name} + {settings.decoder.kind}"
+        by_epoch = [{name: value for name, value in row.items() if name != "step"} for row in rows]
+        page = training_page(
+            by_epoch,
+            title=title,
+            text=self.folder.url,
+            seconds=sum(row["seconds"] for row in rows),
+            settings=to_dict(settings.training),
+            sections=self._photos(history),
+        )
+        self.folder.write("report.html", render_page(page).encode())
+        try:
+            self.folder.write("curves.png", curves_png(by_epoch, title=title))
+        except ValueError as error:  # without matplotlib; the page has the same curves
+            if not self._has_complained:
+                print(f"curves.png was left out: {error}", file=sys.stderr, flush=True)
+            self._has_complained = True
+
+    def _photos(self, history: Sequence[Row]) -> list[Section]:
+        """A few dev photos with their captions, epoch by epoch, where the photos can be had."""
+        dev = self.prepared.dev
+        shown = shown_images(len(dev.paths))
+        if self._thumbnails is None:
+            self._thumbnails = {i: data for i in shown if (data := _thumbnail(dev.paths[i])) is not None}
+        cards = []
+        for number, image in enumerate(shown):
+            captions = [(row["epoch"], row[CAPTIONS][number]) for row in history if CAPTIONS in row]
+            if image in self._thumbnails and captions:
+                cards.append(
+                    Card(
+                        path=dev.names[image],
+                        thumbnail_jpeg=self._thumbnails[image],
+                        caption=captions[-1][1],
+                        notes=[(f"epoch {epoch}", text) for epoch, text in _changes(captions)],
+                    )
+                )
+        text = "As the epochs went by; an epoch that said the same as the one before is left out."
+        return [Section(title="Dev photos", text=text, cards=cards)] if cards else []
+
+
+def metrics_only(history: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows' numbers."""
+    return [{name: value for name, value in row.items() if name not in (CAPTIONS, SCORE)} for row in history]
+
+
+def metrics_csv(rows: Sequence[Row]) -> bytes:
+    """A line per epoch under a line of names."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return sink.getvalue().encode()
+
+
+def tensorboard_events(row: Row) -> bytes:
+    """An event file with the numbers of one epoch, at its step."""
+    from tensorboardX import SummaryWriter  # comes with Ray Train
+
+    with tempfile.TemporaryDirectory() as directory:
+        with SummaryWriter(directory) as writer:
+            for name, value in row.items():
+                if name not in ("epoch", "step"):
+                    writer.add_scalar(name, value, row["step"])
+        (file,) = Path(directory).iterdir()
+        return file.read_bytes()
+
+
+def _changes(captions: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    return [pair for i, pair in enumerate(captions) if i == 0 or captions[i - 1][1] != pair[1]]
+
+
+def _thumbnail(path: str) -> bytes | None:
+    """None where there is no such photo here, or it cannot be shown: the features may be all there is."""
+    if is_local(path) and not Path(path).is_file():
+        return None
+    try:
+        return thumbnail_jpeg(decode_image(read_bytes(path), target_side=_SIDE).image)
+    except (InputFault, ImageDecodeError, OSError):
+        return None

@@ -1,0 +1,205 @@
+"""The training run on Ray: settings → workers on the cluster → Ray Train's result; resumed when its folder has one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from captionlib.config import to_dict
+from jobs.cli.errors import JobIncomplete
+from jobs.cli.tracebacks import FOLDER
+from jobs.cluster.session import RaySession
+from jobs.outputs.run_record import differences
+from jobs.storage.folder import Folder
+from jobs.storage.read import filesystem
+from jobs.training.data import Prepared
+from jobs.training.settings import TrainSettings
+
+BEST = "best"
+"""The folder of the exported checkpoint, in the run's folder; written when the run is finished."""
+_SETTINGS_FILE = "settings.json"
+_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that are whole
+# What may differ between a run and its resumption: it changes where the work is done, not what is learnt. What lies
+# where is among these: `Prepared.identity` says what it is.
+_MAY_DIFFER = {
+    *("address", "num_workers", "min_workers", "cpus_per_worker", "use_gpu", "max_failures", "checkpoint_minutes"),
+    *("run", "config", "source", "also_features", "start_from", "teachers"),
+}
+_DATA_MAY_DIFFER = {"root", "captions_file", "objects_file"}
+
+
+def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
+    """The run's folder can be written, and holds no run of other settings; its settings are stored there.
+
+    Returns:
+        Whether the run has been finished before.
+
+    Raises:
+        ValueError: what differs, or why it can't be written.
+    """
+    mine = {name: value for name, value in to_dict(settings).items() if name not in _MAY_DIFFER}
+    mine["encoder"] = {name: value for name, value in mine["encoder"].items() if name != "checkpoint"}
+    mine["data"] = {name: value for name, value in mine["data"].items() if name not in _DATA_MAY_DIFFER}
+    mine["views"] = 1 + len(settings.also_features)
+    mine["input"] = prepared.identity()
+    folder = Folder.of(settings.run)
+    try:
+        if folder.exists(_SETTINGS_FILE):
+            differing = differences(json.loads(folder.read(_SETTINGS_FILE)), mine)
+            if differing:
+                raise ValueError(
+                    f"{settings.run} holds a run of other settings ({'; '.join(differing[:3])}): "
+                    "train into another folder, or delete that one"
+                )
+            return (folder / BEST).exists("config.json")
+        folder.check_writable()
+        folder.write(_SETTINGS_FILE, json.dumps(mine, indent=2).encode())
+        return False
+    except OSError as error:
+        raise ValueError(f"the run's folder {settings.run} cannot be written: {error}") from error
+
+
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",  # one heap for all threads, and the training thread is not the first
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+}
+"""A step on a CPU allocates hundreds of tensors of megabytes and frees them. By default the GNU C library gives them
+back to the system, and a quarter of the time goes into getting zeroed pages again. Other C libraries ignore these."""
+
+
+def clean(run: str) -> None:
+    """Delete the checkpoints that a killed run had begun to write or to delete: Ray Train's record names them not."""
+    folder = Folder.of(run)
+    fs = filesystem(folder.url)
+    if not fs.isdir(folder.url):
+        return
+    record = folder.read(_RECORD).decode() if folder.exists(_RECORD) else ""
+    for item in fs.ls(folder.url, detail=True):
+        name = item["name"].rstrip("/").rpartition("/")[2]
+        if item["type"] == "directory" and name.startswith("checkpoint_") and name not in record:
+            fs.rm(item["name"], recursive=True)
+
+
+def fit(settings: TrainSettings, prepared: Prepared, keep: Callable[[list[dict[str, Any]]], None]) -> Any:
+    """Train on the cluster; Ray Train's result.
+
+    Args:
+        keep: called with the rows of all finished epochs, when there is one more.
+
+    Raises:
+        jobs.cluster.session.ClusterError: there is no cluster.
+        ValueError: the cluster has not the resources.
+        JobIncomplete: a worker found fault with data or loss, or workers failed too often.
+    """
+    with RaySession(settings.address) as session:
+        cpus = _cpus_per_worker(settings, [node.cpus for node in session.nodes()])
+        return _fit(settings, prepared, cpus, keep)
+
+
+def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[[list[dict[str, Any]]], None]) -> Any:
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+    from jobs.training.checkpoint import SCORE
+    from jobs.training.failures import FailureCallback
+    from jobs.training.progress import TrainProgress
+    from jobs.training.worker import train_worker
+
+    elastic = None if settings.min_workers is None else (settings.min_workers, settings.num_workers)
+    with TrainProgress(keep, settings.run, settings.max_failures) as progress:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"prepared": prepared, "cpus_per_worker": cpus, "mailbox": progress.mailbox},
+            scaling_config=ScalingConfig(
+                num_workers=elastic or settings.num_workers,
+                use_gpu=settings.use_gpu,
+                resources_per_worker={"CPU": cpus} | ({"GPU": 1} if settings.use_gpu else {}),
+            ),
+            run_config=RunConfig(
+                **_storage(settings),
+                # The best; Ray keeps the newest as well.
+                checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
+                failure_config=FailureConfig(max_failures=settings.max_failures),
+                worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
+                callbacks=[FailureCallback(progress.mailbox)],
+            ),
+        )
+        try:
+            result = _interruptible(trainer.fit)
+        except TrainingFailedError as error:
+            last = ray.get(progress.mailbox.last_failure.remote())
+            if last is not None and last["repeated"]:
+                raise JobIncomplete(
+                    f"the same error twice {last['where']}: {last['failure']['error']}. Another restart would not "
+                    f"help. Look at {settings.run}/{FOLDER}/{last['file']} and remove the cause; the same "
+                    f"command then goes on from the last checkpoint in {settings.run}"
+                ) from error
+            causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+            last_line = (str(causes[0]).strip().splitlines() or [type(causes[0]).__name__])[-1]
+            raise JobIncomplete(
+                f"gave up after {settings.max_failures} restarts: {last_line}. The same command goes on from the "
+                f"last checkpoint in {settings.run}"
+            ) from error
+    if result.return_value is not None:
+        raise JobIncomplete(result.return_value)
+    return result
+
+
+def _interruptible(fit: Callable[[], Any]) -> Any:
+    """Call from a thread: in the main one, Ray Train would take over Ctrl-C, and end as if all were well."""
+    outcome: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(fit())
+        except BaseException as error:  # for whoever waits, who raises it
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
+def _storage(settings: TrainSettings) -> dict[str, Any]:
+    """Where Ray Train keeps the run. Behind a URL, through the file interface that the rest of the project uses."""
+    parent, _, name = settings.run.rpartition("/")
+    folder = Folder.of(settings.run)
+    if folder.is_local:
+        return {"storage_path": parent or "/", "name": name}
+    import pyarrow.fs
+
+    handler = pyarrow.fs.FSSpecHandler(filesystem(settings.run))
+    return {
+        "storage_path": parent.partition("://")[2],
+        "name": name,
+        "storage_filesystem": pyarrow.fs.PyFileSystem(handler),
+    }
+
+
+def _cpus_per_worker(settings: TrainSettings, node_cpus: list[float]) -> int:
+    """What each worker gets, when every one is to get as much."""
+    if settings.cpus_per_worker is not None:
+        each = settings.cpus_per_worker
+    else:
+        each = max(1, int(sum(node_cpus) // settings.num_workers))
+        if node_cpus:
+            each = min(each, max(1, int(max(node_cpus))))
+    room = sum(int(cpus // each) for cpus in node_cpus)
+    # A cluster that can grow may yet find room; one machine can't.
+    wanted = settings.min_workers or settings.num_workers
+    if settings.address is None and room < wanted:
+        raise ValueError(
+            f"{wanted} workers of {each} CPUs do not fit this machine's {sum(node_cpus):g} CPUs: "
+            "lower --num-workers or --cpus-per-worker"
+        )
+    return each

@@ -1,0 +1,75 @@
+"""Teachers of a training run: names of checkpoints → captioners that fit the student → their decoders in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from captionlib.checkpoints import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint, weights_fingerprint
+from captionlib.config import EncoderConfig
+from captionlib.decoders import Decoder, build_decoder
+from captionlib.encoders import Encoder, build_encoder
+from captionlib.training.distillation import Teachers
+from captionlib.training.encoder_decoder import EncoderDecoder
+from captionlib.vocabulary import Vocabulary
+
+
+def load_teacher(
+    source: str, vocabulary: Vocabulary, encoder: EncoderConfig, fingerprint: str | None, *, from_pixels: bool
+) -> Checkpoint:
+    """A captioner that knows the student's words, and can be shown what it is shown.
+
+    Args:
+        source: as for `captionlib.checkpoints.resolve_checkpoint`.
+        vocabulary: the student's.
+        encoder: the student's.
+        fingerprint: of that encoder's weights; None where nobody knows them.
+        from_pixels: both are shown images, each through its own encoder.
+
+    Raises:
+        ValueError: it does not; the message says how they differ.
+    """
+    checkpoint = load_checkpoint(resolve_checkpoint(source))
+    if checkpoint.vocabulary.words != vocabulary.words:
+        raise ValueError(
+            f"the teacher {source} knows {len(checkpoint.vocabulary):,} words, not the {len(vocabulary):,} that are "
+            "learnt here: train it on the same captions, with the same --training.min-count"
+        )
+    theirs = checkpoint.model.encoder
+    if from_pixels:
+        # Each normalises pixels for itself, but they are scaled once.
+        fits = theirs.kind != "vectors" and theirs.preprocessing.size == encoder.preprocessing.size
+    else:
+        fits = theirs == encoder
+    if not fits:
+        raise ValueError(
+            f"the teacher {source} looks through {theirs.name} at {theirs.preprocessing.size} pixels, and the student "
+            f"through {encoder.name} at {encoder.preprocessing.size}: "
+            + ("they need the same size" if from_pixels else "they need the same features")
+        )
+    if fingerprint is not None and weights_fingerprint(_encoder(checkpoint, source)) != fingerprint:
+        raise ValueError(
+            f"the teacher {source} was trained on features of other weights of {encoder.name} than these: extract "
+            f"the features with --model {source}"
+        )
+    return checkpoint
+
+
+def build_teachers(checkpoints: Sequence[Checkpoint], *, from_pixels: bool) -> Teachers | None:
+    """What a decoder learns from besides the captions; None where it is the captions alone.
+
+    Args:
+        from_pixels: teachers look at images, each through the encoder of its own checkpoint.
+    """
+    decoders: list[Decoder] = []
+    for checkpoint in checkpoints:
+        model = checkpoint.model
+        decoder = build_decoder(model.decoder, model.encoder.feature_dim, len(checkpoint.vocabulary))
+        load_weights(decoder, checkpoint.part("decoder"), "a teacher")
+        decoders.append(EncoderDecoder(_encoder(checkpoint, "a teacher"), decoder) if from_pixels else decoder)
+    return Teachers(decoders) if decoders else None
+
+
+def _encoder(checkpoint: Checkpoint, source: str) -> Encoder:
+    encoder = build_encoder(checkpoint.model.encoder, pretrained=False)
+    load_weights(encoder, checkpoint.part("encoder"), source)
+    return encoder

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from jobs.batch.chunk_tracker import ChunkTracker
+from jobs.batch.decode_stage import Chunk
+from jobs.cli.errors import JobIncomplete
+from jobs.cli.progress import Progress
+from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.id_ranges import IdRange
+from jobs.storage.errors import TransportFault
+from jobs.storage.folder import Folder
+
+
+class AllThere(ChunkFiles):
+    def exists(self, ids):
+        return True
+
+
+def tracker(tmp_path, *, max_error_share=0.5, patience=3, files=AllThere):
+    progress = Progress(10_000, 0, "captioned")
+    return ChunkTracker(files(Folder.of(str(tmp_path)), "captions"), progress, max_error_share, patience)
+
+
+def receipt(first, last, status="committed", failed=0, reason=None, node="n"):
+    done = last - first + 1 - failed if status == "committed" else 0
+    seconds = {f"{step}_seconds": 0.5 for step in ("read", "decode", "model", "write")}
+    return {"first": first, "last": last, "status": status, "done": done, "failed": failed, "reason": reason,
+            "node": node, **seconds}  # fmt: skip
+
+
+def chunks(*ranges):
+    return [Chunk(IdRange(*r)) for r in ranges]
+
+
+def test_all_committed(tmp_path):
+    book = tracker(tmp_path)
+    ended = book.consume(chunks((0, 9), (10, 19)), iter([receipt(10, 19, failed=2), receipt(0, 9)]))
+    assert (ended.left, ended.poison, ended.made_progress) == ([], [], True)
+    assert (book.progress.done, book.progress.failed) == (18, 2)
+    assert book.seconds["model"] == 1.0
+
+
+def test_a_part_put_off_comes_again_in_pieces(tmp_path):
+    book = tracker(tmp_path)
+    ended = book.consume(chunks((0, 15), (16, 19)), iter([receipt(0, 15, "deferred", reason="503"), receipt(16, 19)]))
+    assert ended.left == chunks(*((i, i + 1) for i in range(0, 16, 2)))
+    assert book.last_reason == "503"
+    assert ended.made_progress
+
+
+def test_a_part_to_do_again_keeps_its_size(tmp_path):
+    chunk = Chunk(IdRange(0, 15), redo_errors=True)
+    assert tracker(tmp_path).consume([chunk], iter([receipt(0, 15, "deferred")])).left == [chunk]
+
+
+def test_parts_without_a_receipt_come_again_until_a_single_image_is_left(tmp_path):
+    book = tracker(tmp_path)
+    ended = book.consume(chunks((0, 3), (4, 4), (5, 9)), iter([receipt(5, 9)]))
+    assert ended.left == chunks((0, 0), (1, 1), (2, 2), (3, 3))
+    assert book.last_reason == "the processes that worked on them died"
+
+
+def test_an_image_is_deadly_only_if_its_worker_dies_with_nothing_beside_it(tmp_path):
+    book = tracker(tmp_path)
+    ended = book.consume(chunks((3, 3), (4, 4), (5, 5)), iter([receipt(5, 5)]))
+    assert (ended.left, ended.suspected, ended.poison) == ([], chunks((3, 3), (4, 4)), [])
+    innocent = book.consume(chunks((3, 3)), iter([receipt(3, 3)]))
+    assert (innocent.left, innocent.suspected, innocent.poison) == ([], [], [])
+    guilty = book.consume(chunks((4, 4)), iter([]))
+    assert (guilty.left, guilty.suspected, guilty.poison) == ([], [], chunks((4, 4)))
+
+
+def test_a_round_is_given_up_when_parts_are_put_off_one_after_the_other(tmp_path):
+    deferred = [receipt(i, i, "deferred", reason="no route") for i in range(10)]
+    taken = iter([receipt(10, 19), *deferred])
+    ended = tracker(tmp_path, patience=3).consume(chunks((10, 19), *((i, i) for i in range(10))), taken)
+    assert next(taken)["first"] == 3  # it did not wait for the others
+    assert sorted(ended.left) == chunks(*((i, i) for i in range(10)))
+    assert ended.suspected == ended.poison == []
+
+
+def test_refused_credentials_stop_at_once(tmp_path):
+    with pytest.raises(JobIncomplete, match="ExpiredToken"):
+        tracker(tmp_path).consume(chunks((0, 9)), iter([receipt(0, 9, "denied", reason="ExpiredToken")]))
+
+
+def test_too_many_errors_stop_after_the_first_thousand(tmp_path):
+    book = tracker(tmp_path, max_error_share=0.1)
+    many = chunks((0, 499), (500, 998), (999, 999))
+    with pytest.raises(JobIncomplete, match=r"101 of 1,000 images failed, more than --max-error-share 0\.1"):
+        book.consume(many, iter([receipt(0, 499, failed=100), receipt(500, 998), receipt(999, 999, failed=1)]))
+
+
+def test_as_many_errors_as_allowed_do_not_stop(tmp_path):
+    ended = tracker(tmp_path, max_error_share=0.1).consume(chunks((0, 999)), iter([receipt(0, 999, failed=100)]))
+    assert ended.left == []
+
+
+def test_an_output_that_only_another_machine_sees(tmp_path):
+    book = tracker(tmp_path, files=ChunkFiles)
+    with pytest.raises(JobIncomplete, match="does not see what n wrote to .*a folder that all machines share"):
+        book.consume(chunks((0, 9)), iter([receipt(0, 9)]))
+
+
+def test_a_storage_that_is_away_when_the_output_is_looked_at_is_asked_again(tmp_path):
+    asked = []
+
+    class Away(ChunkFiles):
+        def exists(self, ids):
+            asked.append(ids)
+            if len(asked) == 1:
+                raise TransportFault(errno.EIO, "connection refused")
+            return True
+
+    book = tracker(tmp_path, files=Away)
+    ended = book.consume(chunks((0, 9), (10, 19), (20, 29)), iter([receipt(0, 9), receipt(10, 19), receipt(20, 29)]))
+    assert (ended.left, book.progress.images) == ([], 30)
+    assert asked == [IdRange(0, 9), IdRange(10, 19)]
+
+
+def test_a_part_that_was_done_twice_counts_once(tmp_path):
+    book = tracker(tmp_path)
+    book.consume(chunks((0, 9)), iter([receipt(0, 9), receipt(0, 9)]))
+    assert book.progress.images == 10

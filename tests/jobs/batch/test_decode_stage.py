@@ -1,0 +1,203 @@
+"""The two stages as plain calls, without Ray around them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from flaky import flaky_server
+from PIL import Image
+from stubs import StubFactory
+
+from captionlib.config import Preprocessing, SearchConfig
+from jobs.batch.caption_model import CaptionFactory
+from jobs.batch.decode_stage import DecodeStage
+from jobs.batch.manifest import Manifest
+from jobs.batch.model_stage import ModelStage
+from jobs.inputs.listing import ImageRef
+from jobs.inputs.sources import Sources
+from jobs.outputs import schemas
+from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.id_ranges import IdRange
+from jobs.storage import read
+from jobs.storage.folder import Folder
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+
+
+def chunk(first, last, *, redo_errors=False):
+    return pa.table([[first], [last], [redo_errors]], schema=schemas.CHUNK)
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """Makes both stages over the files of a folder or a server."""
+
+    def make(source, factory=StubFactory(), size=16):  # noqa: B008  it is frozen
+        output = Folder.of(str(tmp_path / "out"))
+        manifest = Manifest.open(output / "manifest").append(Sources((str(source),)).list())
+        files = ChunkFiles(output / "captions", "captions")
+        return DecodeStage(manifest, files, Preprocessing(size=size), 2), ModelStage(factory, {"captions": files})
+
+    return make
+
+
+def test_a_part_with_its_pixels(stages, make_images):
+    source = make_images(3)
+    (source / "0001.jpg").write_bytes(b"")
+    decode, _ = stages(source)
+    made = decode(chunk(0, 2))
+    assert made.schema == schemas.DECODED
+    (row,) = made.to_pylist()
+    assert row["status"] == "ready"
+    assert [image["image_id"] for image in row["images"]] == [0, 1, 2]
+    assert [image["error"] for image in row["images"]] == [None, "EmptyFile: the file has 0 bytes", None]
+    assert (row["images"][2]["width"], row["images"][2]["height"]) == (32, 24)
+    pixels = np.frombuffer(row["pixels"], np.uint8).reshape(2, 16, 16, 3)
+    for image, i in zip(pixels, (0, 2), strict=True):
+        assert image[8, 8].tolist() == pytest.approx([i * 37, i * 91, i * 151 % 256], abs=4)
+
+
+def test_a_part_without_any_picture(stages, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").touch()
+    decode, work = stages(tmp_path / "in")
+    (receipt,) = work(decode(chunk(0, 0))).to_pylist()
+    assert (receipt["status"], receipt["done"], receipt["failed"]) == ("committed", 0, 1)
+    assert work.outputs["captions"].read(IdRange(0, 0)).to_pylist()[0]["captions"] is None
+
+
+def test_a_receipt_and_the_rows_that_it_is_for(stages, make_images):
+    source = make_images(4)
+    (source / "0002.jpg").write_bytes(b"<html>")
+    decode, work = stages(source)
+    receipts = work(decode(chunk(1, 3)))
+    assert receipts.schema == schemas.RECEIPT
+    (receipt,) = receipts.to_pylist()
+    expected = {"first": 1, "last": 3, "status": "committed", "done": 2, "failed": 1}
+    assert {name: receipt[name] for name in expected} == expected
+    rows = work.outputs["captions"].read(IdRange(1, 3))
+    assert rows.schema.equals(schemas.CAPTIONS)
+    assert [text and text.partition(":")[0] for text in rows.column("caption").to_pylist()] == ["1", None, "3"]
+    assert rows.column("error").to_pylist()[1].startswith("NotAnImage: ")
+
+
+@pytest.mark.parametrize(("fault", "status"), [(503, "deferred"), ("cut", "deferred"), (403, "denied")])
+def test_a_part_that_cannot_be_fetched_leaves_no_trace(stages, make_images, fault, status):
+    source = make_images(40)
+    with flaky_server(source.parent) as server:
+        decode, work = stages(f"{server.url}/in/")
+        server.everything = fault
+        (receipt,) = work(decode(chunk(0, 39))).to_pylist()
+        if fault == 503:  # the first failure ends it: a dead server is not asked once per image
+            assert sum(server.requests.values()) < 40 * read.ATTEMPTS
+    assert (receipt["status"], receipt["done"], receipt["failed"]) == (status, 0, 0)
+    assert receipt["reason"]
+    assert work.outputs["captions"].finished() == []
+
+
+def test_one_refused_image_among_others_is_a_row(stages, make_images):
+    source = make_images(3)
+    with flaky_server(source.parent) as server:
+        decode, _ = stages(f"{server.url}/in/")
+        server.faults["0001.jpg"] = (403, 10**6)
+        (row,) = decode(chunk(0, 2)).to_pylist()
+    assert [(image["error"] or "").partition(":")[0] for image in row["images"]] == ["", "PermissionDenied", ""]
+
+
+def test_only_failed_images_are_fetched_again(stages, make_images):
+    source = make_images(3)
+    good = (source / "0001.jpg").read_bytes()
+    (source / "0001.jpg").write_bytes(b"")
+    decode, work = stages(source)
+    work(decode(chunk(0, 2)))
+    before = work.outputs["captions"].read(IdRange(0, 2)).to_pylist()
+    (source / "0001.jpg").write_bytes(good)
+    (source / "0000.jpg").unlink()  # it has its row, and is not looked at
+
+    (receipt,) = work(decode(chunk(0, 2, redo_errors=True))).to_pylist()
+
+    assert (receipt["done"], receipt["failed"]) == (1, 0)
+    after = work.outputs["captions"].read(IdRange(0, 2)).to_pylist()
+    assert [after[0], after[2]] == [before[0], before[2]]
+    assert after[1]["error"] is None
+    assert after[1]["caption"].startswith("1: ")
+
+
+def test_what_nobody_foresaw_puts_the_part_off(stages, make_images, monkeypatch):
+    decode, work = stages(make_images(2))
+    monkeypatch.setattr("jobs.batch.decode_stage.to_pixels", lambda *_: 1 / 0)
+    (receipt,) = work(decode(chunk(0, 1))).to_pylist()
+    assert (receipt["status"], receipt["reason"]) == ("deferred", "ZeroDivisionError: division by zero")
+    monkeypatch.undo()
+    decoded = decode(chunk(0, 1))
+    work.processor = lambda *_: 1 / 0
+    (receipt,) = work(decoded).to_pylist()
+    assert (receipt["status"], receipt["reason"]) == ("deferred", "ZeroDivisionError: division by zero")
+    assert work.outputs["captions"].finished() == []
+
+
+def test_a_machine_that_does_not_see_the_input_says_so(tmp_path):
+    folder = Folder.of(str(tmp_path / "m"))
+    manifest = Manifest.open(folder).append([ImageRef("/only/there/a.jpg", 5)])
+    files = ChunkFiles(folder, "captions")
+    decode = DecodeStage(manifest, files, Preprocessing(size=16), 1, ("/only/there",))
+    (row,) = decode(chunk(0, 0)).to_pylist()
+    assert row["status"] == "denied"
+    assert "does not see /only/there: the input must be a folder that all machines share" in row["reason"]
+
+
+def test_a_machine_that_does_not_see_the_output_writes_nothing(stages, make_images, tmp_path):
+    decode, _ = stages(make_images(2))
+    elsewhere = ChunkFiles(Folder.of(str(tmp_path / "elsewhere")) / "captions", "captions")
+    (receipt,) = ModelStage(StubFactory(), {"captions": elsewhere})(decode(chunk(0, 1))).to_pylist()
+    assert receipt["status"] == "denied"
+    assert (
+        f"does not see {tmp_path}/elsewhere: the output must be a folder that all machines share" in receipt["reason"]
+    )
+    assert not (tmp_path / "elsewhere").exists()
+
+    (row,) = dataclasses.replace(decode, outputs=elsewhere)(chunk(0, 1)).to_pylist()
+    assert (row["status"], row["reason"]) == ("denied", receipt["reason"])
+
+
+def test_an_image_of_the_manifest_that_is_gone(tmp_path):
+    manifest = Manifest.open(Folder.of(str(tmp_path / "m"))).append([ImageRef(str(tmp_path / "gone.jpg"), 5)])
+    files = ChunkFiles(Folder.of(str(tmp_path / "captions")), "captions")
+    (row,) = DecodeStage(manifest, files, Preprocessing(size=16), 1)(chunk(0, 0)).to_pylist()
+    assert row["images"][0]["error"].startswith("NotFound: ")
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        SearchConfig(max_tokens=8),
+        SearchConfig(method="sample", num_captions=3, temperature=2.0, max_tokens=8, seed=5),
+    ],
+    ids=["beam", "sample"],
+)
+def test_captions_do_not_depend_on_parts_or_batches(stages, tiny_checkpoint, tmp_path, search):
+    source = tmp_path / "in"
+    source.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(9):
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), np.uint8)).save(source / f"{i}.png")
+    (source / "4.png").write_bytes(b"")
+
+    def captions(batch_size, cuts):
+        factory = CaptionFactory(str(tiny_checkpoint), search, batch_size, 1, {})
+        decode, work = stages(source, factory, size=64)
+        found = []
+        for first, last in cuts:
+            work(decode(chunk(first, last)))
+            found += work.outputs["captions"].read(IdRange(first, last)).to_pylist()
+        return [(row["image_id"], row["caption"], [c["text"] for c in row["captions"] or []]) for row in found]
+
+    at_once = captions(32, [(0, 8)])
+    assert len({text for _, text, _ in at_once}) > 4, "captions that are all alike would prove nothing"
+    assert at_once == captions(1, [(0, 8)]) == captions(7, [(0, 1), (2, 7), (8, 8)])

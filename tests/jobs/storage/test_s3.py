@@ -1,0 +1,182 @@
+"""Objects in S3: Arrow's client reads them; where it cannot, s3fs does, and says why when it cannot either."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import IO, NamedTuple
+
+import pyarrow as pa
+import pytest
+
+from jobs.storage import read, s3
+from jobs.storage.errors import InputFault
+from jobs.storage.folder import Folder
+from jobs.storage.read import read_bytes
+from jobs.storage.s3 import STRIKES, S3Objects
+
+PICTURE = b"picture" * 100
+
+
+class Store(NamedTuple):
+    """A server that knows the object `bucket/a.jpg`."""
+
+    requests: Counter[str]
+    """By the client that sent them."""
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    requests: Counter[str] = Counter()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests["Arrow" if "aws-sdk-cpp" in self.headers.get("User-Agent", "") else "s3fs"] += 1
+            found = self.path.partition("?")[0] == "/bucket/a.jpg"
+            body = PICTURE if found else b"<Error><Code>NoSuchKey</Code></Error>"
+            first, _, last = self.headers.get("Range", "bytes=").partition("=")[2].partition("-")
+            body = body[int(first or 0) : int(last or len(body)) + 1]
+            self.send_response(404 if not found else 206 if first else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Last-Modified", "Thu, 26 Nov 2026 12:00:00 GMT")
+            self.send_header("ETag", '"a"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setattr(read, "_s3_objects", S3Objects())
+        monkeypatch.setattr(read, "_filesystems", {})
+        yield Store(requests)
+        server.shutdown()
+
+
+@pytest.mark.parametrize("protocol", ["s3", "s3a"])
+def test_arrow_reads_it(store: Store, protocol: str) -> None:
+    assert read_bytes(f"{protocol}://bucket/a.jpg", len(PICTURE)) == PICTURE
+    assert set(store.requests) == {"Arrow"}
+
+
+def test_arrow_reads_the_jobs_own_files(store: Store) -> None:
+    folder = Folder.of("s3://bucket")
+    assert folder.read("a.jpg") == PICTURE
+    assert folder.read_with("a.jpg", lambda file: (file.seek(3), file.read(5))) == (3, PICTURE[3:8])
+    assert set(store.requests) == {"Arrow"}
+    with pytest.raises(FileNotFoundError):
+        folder.read("b.jpg")
+
+
+def test_a_file_whose_reading_breaks_off_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    tries = []
+
+    def read(file: IO[bytes]) -> bytes:
+        tries.append(file)
+        if len(tries) < 3:
+            raise OSError("AWS Error SERVICE_UNAVAILABLE during GetObject operation")
+        return file.read(5)
+
+    assert Folder.of("s3://bucket").read_with("a.jpg", read) == PICTURE[:5]
+    assert len(tries) == 3
+
+
+def test_a_file_that_makes_no_sense_is_not_read_again(store: Store) -> None:
+    tries = []
+
+    def read(file: IO[bytes]) -> None:
+        tries.append(file)
+        raise pa.ArrowInvalid("Parquet magic bytes not found in footer")
+
+    with pytest.raises(pa.ArrowInvalid, match="magic bytes"):
+        Folder.of("s3://bucket").read_with("a.jpg", read)
+    assert len(tries) == 1
+
+
+def test_what_is_not_there_is_the_images_fault(store: Store) -> None:
+    for _ in range(2 * STRIKES):
+        with pytest.raises(InputFault) as caught:
+            read_bytes("s3://bucket/b.jpg")
+        assert caught.value.kind == "NotFound"
+    read_bytes("s3://bucket/a.jpg")
+    asked = store.requests["s3fs"]
+    read_bytes("s3://bucket/a.jpg")
+    assert store.requests["s3fs"] == asked, "a missing object is no reason to give up Arrow"
+
+
+def test_s3fs_reads_what_arrow_cannot(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def refuse(self: S3Objects, frozen: object) -> None:
+        tries.append(frozen)
+        raise OSError("not this storage")
+
+    monkeypatch.setattr(S3Objects, "_connect", refuse)
+    for _ in range(2 * STRIKES):
+        assert read_bytes("s3://bucket/a.jpg") == PICTURE
+    assert set(store.requests) == {"s3fs"}
+    assert len(tries) == STRIKES
+
+
+def test_arrow_is_asked_again_after_a_while(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = S3Objects._connect
+    monkeypatch.setattr(s3, "DISABLED_SECONDS", 0.2)
+    monkeypatch.setattr(S3Objects, "_connect", lambda self, frozen: 1 / 0)
+    for _ in range(STRIKES):
+        assert read_bytes("s3://bucket/a.jpg") == PICTURE
+    monkeypatch.setattr(S3Objects, "_connect", connect)
+    time.sleep(0.3)
+    assert read_bytes("s3://bucket/a.jpg") == PICTURE
+    assert store.requests["Arrow"] > 0
+
+
+def test_without_credentials(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import botocore.session
+
+    monkeypatch.setattr(botocore.session.Session, "get_credentials", lambda self: None)
+    assert S3Objects().read("s3://bucket/a.jpg") is None
+    assert not store.requests
+
+
+def test_renewed_credentials_are_used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import botocore.session
+    from botocore.credentials import Credentials, ReadOnlyCredentials
+
+    current = [ReadOnlyCredentials("old", "secret", "token")]
+
+    class Renewed(Credentials):
+        def get_frozen_credentials(self) -> ReadOnlyCredentials:
+            return current[0]
+
+    used = []
+    connect = S3Objects._connect
+
+    def noted(self: S3Objects, frozen: ReadOnlyCredentials) -> object:
+        used.append(frozen.access_key)
+        return connect(self, frozen)
+
+    monkeypatch.setattr(botocore.session.Session, "get_credentials", lambda self: Renewed("", ""))
+    monkeypatch.setattr(S3Objects, "_connect", noted)
+    objects = S3Objects()
+    for key in ("old", "old", "new"):
+        current[0] = ReadOnlyCredentials(key, "secret", "token")
+        assert objects.read("s3://bucket/a.jpg") == PICTURE
+    assert used == ["old", "new"]
+
+
+def test_settings_that_only_s3fs_knows(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"anon": True})
+    assert S3Objects().read("s3://bucket/a.jpg") is None
