@@ -1,4 +1,4 @@
-"""The models as a job's actors hold them: pixels → the columns of captions, or of features."""
+"""The captioner in the actors of the caption job: pixels → caption columns."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class CaptionFactory:
     """Loads a checkpoint in an actor."""
 
     model: str
-    """As `captionlib.checkpoints.resolve_checkpoint` takes it, on every machine."""
+    """Checkpoint as `captionlib.checkpoints.resolve_checkpoint` accepts it, valid on every machine."""
     search: SearchConfig
     batch_size: int
     threads: int
-    """For the engine on a CPU."""
+    """Threads of the engine on a CPU."""
     metadata: Mapping[str, str]
-    """For every file that is written."""
+    """Metadata of every file that is written."""
     engine: EngineKind = "auto"
 
     def schemas(self) -> Mapping[str, pa.Schema]:
-        """Caption rows."""
+        """Return the schema of the caption rows."""
         return {"captions": schemas.with_metadata(schemas.CAPTIONS, self.metadata)}
 
     def load(self) -> CaptionImages:
@@ -51,14 +51,16 @@ class CaptionFactory:
 
 
 class CaptionImages:
-    """Pixels → captions, in batches of the model's liking."""
+    """Captions pixels in batches of a fixed size."""
 
     def __init__(self, predictor: Predictor, search: SearchConfig, batch_size: int) -> None:
         self.predictor, self.search, self.batch_size = predictor, search, batch_size
         self.overlaps = predictor.device.type == "cuda"
 
     def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
-        """pixels uint8 (B, S, S, 3) → the columns of `schemas.CAPTIONS` that the model decides."""
+        """Caption pixels, uint8 (B, S, S, 3), and return the columns of `schemas.CAPTIONS` that the model
+        determines.
+        """
         found = []
         for start in range(0, len(pixels), self.batch_size):
             batch = slice(start, start + self.batch_size)

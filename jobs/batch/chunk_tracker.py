@@ -1,4 +1,4 @@
-"""What has become of each chunk, by the receipts that come in, and when a run must stop."""
+"""Tracks the state of each chunk from the receipts of workers, and decides when to stop the run."""
 
 from __future__ import annotations
 
@@ -17,50 +17,51 @@ from jobs.storage.errors import TransportFault
 
 IMAGES_BEFORE_ERROR_SHARE = 1_000
 SPLIT = 8
-"""A chunk that was put off is cut into so many, so that one bad image holds back fewer others each time."""
+"""Number of pieces that a deferred chunk is split into, so that one bad image delays fewer others in each round."""
 
 
 @dataclass
 class Round:
-    """The end of one pass over the chunks that were left."""
+    """Result of one pass over the remaining chunks."""
 
     left: list[Chunk] = field(default_factory=list)
     """Chunks for another round."""
     suspected: list[Chunk] = field(default_factory=list)
-    """Single images whose workers died, which may have been another one's fault. Each wants a round to itself."""
+    """Single images whose workers died, possibly because of another image. Each is tried again in a round of its
+    own."""
     poison: list[Chunk] = field(default_factory=list)
-    """Single images that no worker survived, with nothing beside them."""
+    """Single images that killed their worker although no other image was in progress."""
     made_progress: bool = False
     """Whether any chunk was committed."""
     unforeseen: bool = False
     """Whether unexpected exceptions are the only reason why chunks remain, so that waiting would not help."""
     repeated: bool = False
-    """Whether each of these exceptions had come at its images before."""
+    """Whether each of these exceptions had occurred before for the same images."""
     smallest: bool = False
-    """Whether none of the chunks that failed can be cut into smaller ones."""
+    """Whether no failed chunk can be split further."""
 
 
 class ChunkTracker:
-    """Follows the receipts of a run.
+    """Consumes the receipts of a run.
 
     Args:
-        files: where committed chunks can be seen.
-        max_error_share: of the images, after the first thousand.
-        patience: chunks put off in a row after which a round is given up: the storage is away.
+        files: committed chunks.
+        max_error_share: largest share of failed images, after the first thousand.
+        patience: maximum number of consecutive deferred chunks; more are taken as a storage outage and end the round.
     """
 
     def __init__(self, files: ChunkFiles, progress: Progress, max_error_share: float, patience: int) -> None:
         self.files, self.progress = files, progress
         self.max_error_share, self.patience = max_error_share, patience
         self.last_reason = ""
-        """Why chunks were put off."""
+        """Reason for the most recent deferral."""
         self.seconds: dict[str, float] = {}
-        """By step, summed over chunks (and threads, where a step has several)."""
+        """Seconds by step, summed over chunks and over the threads of a step."""
         self.failures = Failures(files.folder.parent, progress.say)
         self._nodes: set[str] = set()
 
     def consume(self, chunks: Collection[Chunk], receipts: Iterator[Mapping[str, Any]]) -> Round:
-        """Take the receipts of one round as they come.
+        """Consume the receipts of one round as they arrive.
 
         Raises:
             JobIncomplete: another round would not help.
@@ -118,7 +119,7 @@ class ChunkTracker:
             )
 
     def _check_output_visible_from(self, node: str, chunk: Chunk) -> None:
-        """This machine sees the first file that a node wrote."""
+        """Check that this machine sees the first file that a node wrote."""
         if node in self._nodes:
             return
         try:

@@ -1,4 +1,4 @@
-"""The first half of a job, in Ray's CPU tasks: fetch and decode the images of a chunk.
+"""Fetches and decodes the images of a chunk, in Ray's CPU tasks.
 
 Shapes: B images of a chunk, S side of the square input.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 READ_THREADS_REMOTE = 16
-"""A GET waits for most of its time; a dozen or two at once keep one decoding task busy."""
+"""A GET request mostly waits; a dozen or two concurrent requests keep one decoding task busy."""
 
 
 class Chunk(NamedTuple):
@@ -46,28 +46,28 @@ class Chunk(NamedTuple):
 
     ids: IdRange
     redo_errors: bool = False
-    """Only those whose row has an error; the rows of the others stay."""
+    """Process only images whose row has an error; the other rows are kept."""
 
 
 @dataclass(frozen=True)
 class DecodeStage:
-    """A chunk's ids → its pixels, or its errors."""
+    """Turns the ids of a chunk into pixels, or into errors."""
 
     manifest: Manifest
     outputs: ChunkFiles
-    """Where the rows of earlier runs are, to do those with an error again."""
+    """Rows of earlier runs, to find the images with an error."""
     preprocessing: Preprocessing
     threads: int
-    """Images decoded at once."""
+    """Number of images that are decoded concurrently."""
     local_roots: tuple[str, ...] = ()
-    """Folders that every machine must see: without this, images elsewhere would count as not found."""
+    """Folders that every machine must see; otherwise images would be reported as not found."""
     image_column: str | None = None
-    """Of Parquet files with images."""
+    """Image column of Parquet files."""
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        """One row of `schemas.CHUNK` → one of `schemas.DECODED`.
+        """Process one row of `schemas.CHUNK` into one row of `schemas.DECODED`.
 
-        A chunk that meets a transport fault comes out without images and says why: it is left for later as a whole.
+        After a transport fault the whole chunk is deferred: its row contains the reason instead of images.
         """
         assert chunks.num_rows == 1, f"{chunks.num_rows} chunks at once"
         chunk = chunks.to_pylist()[0]
@@ -122,7 +122,7 @@ class DecodeStage:
         )
 
     def _rows(self, chunk: Mapping[str, Any]) -> pa.Table:
-        """The chunk's rows of the manifest."""
+        """Return the chunk's rows of the manifest."""
         ids = IdRange(chunk["first"], chunk["last"])
         rows = self.manifest.read(ids)
         if chunk["redo_errors"]:
@@ -192,7 +192,7 @@ def _deferred(chunk: Mapping[str, Any], why: Mapping[str, str]) -> pa.Table:
 
 
 def _one_binary(values: np.ndarray) -> pa.Array:
-    """An array of one large_binary value, without a copy of the bytes."""
+    """Build an array of one large_binary value without copying the bytes."""
     offsets = np.array([0, values.nbytes], np.int64)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
     return pa.Array.from_buffers(pa.large_binary(), 1, buffers)

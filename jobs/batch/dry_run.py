@@ -1,4 +1,4 @@
-"""A look ahead: what the inputs hold, what the first images are captioned as, and how long all of them would take."""
+"""Previews a job: counts the images, captions a sample, and estimates the duration of the whole job."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from jobs.storage.paths import check_paths_outlive_job
 
 SAMPLE = 100
 IMAGES_PER_PART = 10
-"""Small, so that some chunks are finished after the model is warm."""
+"""Small, so that several chunks are finished after the model is warm."""
 SHOWN = 5
 SHORTEST_SECONDS = 0.5
-"""A rate that was measured for less means nothing."""
+"""A rate measured over fewer seconds is not reported."""
 
 
 def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
-    """Count, caption a sample, print what a run would take; returns the exit code.
+    """Count the images, caption a sample and print the estimate; return the exit code.
 
     Raises:
         ValueError, JobIncomplete: as `run_batch_job`.
@@ -63,7 +63,7 @@ def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
 
 
 def _count(sources: Sources, job: BatchJob) -> tuple[int, int, list[ImageRef]]:
-    """All images, their bytes as far as these are known, and the first of them."""
+    """Count all images and their known bytes, and return the first images."""
     count, num_bytes = 0, 0
     sample: list[ImageRef] = []
     found = sources.list()
@@ -93,7 +93,7 @@ def _caption(job: BatchJob, settings: CaptionSettings, trial: Folder, sample: li
 
 @contextlib.contextmanager
 def _folder_for_now(output: Folder, job: BatchJob) -> Iterator[Folder]:
-    """A hidden folder in the output, since all machines see that; at the end it is gone, and so is an empty output."""
+    """Create a hidden folder in the output, which all machines see, and delete it at the end."""
     trial = output / f".dry-run-{uuid.uuid4().hex[:8]}"
     try:
         yield trial

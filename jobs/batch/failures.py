@@ -18,10 +18,10 @@ from jobs.storage.folder import Folder
 
 
 def unforeseen(error: BaseException, step: str) -> dict[str, str]:
-    """The receipt's fields for the unexpected exception that is being handled.
+    """Return the fields of a receipt for the unexpected exception that is being handled.
 
     Args:
-        step: what the process was doing, such as "decoding".
+        step: activity of the process, such as "decoding".
     """
     return {
         "status": "deferred",
@@ -36,17 +36,17 @@ class Failure:
     """An error and all chunks in which it occurred."""
 
     error: str
-    """Its last line."""
+    """Last line of the exception."""
     step: str
     first: IdRange
-    """The images of its first occurrence."""
+    """Images of the first occurrence."""
     place: str
-    """Where its traceback is, as the end of a sentence."""
+    """Where the traceback is stored, as the end of a sentence."""
     count: int = 0
     images: list[IdRange] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """The reason for stopping, and what to do."""
+        """Return the reason for stopping and what to do."""
         times = f" ({self.count} times)" if self.count > 1 else ""
         return (
             f"{self.step} fails at {_named(self.images[-1])}, also when it is tried again: {self.error}{times}. "
@@ -55,11 +55,11 @@ class Failure:
 
 
 class Failures:
-    """The failures of a run.
+    """Records the unexpected exceptions of a run.
 
     Args:
-        output: the job's, which gets a folder of tracebacks.
-        say: takes the line that a person sees.
+        output: output of the job; tracebacks are stored in a subfolder.
+        say: prints a line for the user.
     """
 
     def __init__(self, output: Folder, say: Callable[[str], None]) -> None:
@@ -69,10 +69,10 @@ class Failures:
         self._seen: set[IdRange] = set()
 
     def note(self, ids: IdRange, receipt: Mapping[str, Any]) -> bool:
-        """Record a receipt with a traceback; the first receipt of each error is reported.
+        """Record a receipt with a traceback. The first receipt of each error is reported at once.
 
         Returns:
-            Whether it is a repetition: this error at these images before, or any error at exactly these.
+            Whether it is a repetition: the same error for these images, or any error for exactly these images.
         """
         key = (receipt["step"], without_numbers(receipt["reason"]))
         failure = self._failures.get(key)
@@ -93,7 +93,7 @@ class Failures:
         return is_repeated
 
     def _keep(self, ids: IdRange, receipt: Mapping[str, Any]) -> str:
-        """Write the traceback, and say where it is."""
+        """Store the traceback, and describe where."""
         step = re.sub(r"\W+", "-", receipt["step"])
         name = f"{time.strftime('%Y%m%dT%H%M%S')}-{len(self._failures) + 1}-{step}.txt"
         head = f"{receipt['step']} failed at {_named(ids)} on {receipt['node']}\n\n"

@@ -26,18 +26,18 @@ class FeatureFactory:
 
     encoder: EncoderConfig
     model: str | None
-    """The checkpoint whose encoder it is; None for the library's ImageNet weights."""
+    """Checkpoint that contains the encoder; None for the library's ImageNet weights."""
     fingerprint: str
-    """Of the encoder's weights."""
+    """Fingerprint of the weights of the encoder."""
     flip: bool
     crops: int
     batch_size: int
     threads: int
-    """For the engine on a CPU."""
+    """Threads of the engine on a CPU."""
     metadata: Mapping[str, str]
 
     def schemas(self) -> Mapping[str, pa.Schema]:
-        """Rows of features, a folder for each view of the images."""
+        """Return the schemas of the feature rows, one folder per view of the images."""
         from captionlib.features.store import feature_schema
 
         made = {}
@@ -65,13 +65,15 @@ class FeatureFactory:
 
 
 def feature_folders(*, flip: bool, crops: int) -> tuple[str, ...]:
-    """Folders of features, one for each view; the plain one last, as it says that a chunk is finished."""
+    """Return the folders of features, one per view. The plain view is last, because its files mark a chunk as
+    finished.
+    """
     cropped = tuple(f"features_crop_{number}" for number in range(1, crops + 1))
     return (*cropped, *(("features_flipped",) if flip else ()), "features")
 
 
 class EncodeImages:
-    """Pixels → features (B, N, D) in float16, in batches of the engine's liking."""
+    """Encodes pixels into features (B, N, D) float16, in batches of a fixed size."""
 
     def __init__(
         self, engine: EncoderEngine, encoder: EncoderConfig, *, flip: bool, crops: int, batch_size: int
@@ -82,7 +84,7 @@ class EncodeImages:
         self.overlaps = isinstance(engine, CudaEngine)
 
     def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
-        """pixels uint8 (B, S, S, 3) → the column `features`, for the images and for their other views."""
+        """Encode pixels, uint8 (B, S, S, 3), and return the column `features` for each view of the images."""
         made = {"features": {"features": self._features(pixels)}}
         if self.flip:
             made["features_flipped"] = {"features": self._features(pixels[:, :, ::-1])}
@@ -91,7 +93,7 @@ class EncodeImages:
         return made
 
     def _crops(self, pixels: np.ndarray, image_ids: Sequence[int], number: int) -> np.ndarray:
-        """A random crop of each image, the same whenever and wherever the image is encoded."""
+        """Crop each image at random; the crop depends only on the image id and the number of the view."""
         from captionlib.images.pixels import augment
 
         seen = [
@@ -118,10 +120,10 @@ class EncodeImages:
 
 
 def load_encoder(encoder: EncoderConfig, model: str | None) -> Encoder:
-    """The network with its weights: those of a checkpoint, or the library's.
+    """Build the network with the weights of a checkpoint or the library's ImageNet weights.
 
     Raises:
-        ValueError: there are none, or they do not fit; the message says what to do.
+        ValueError: there are no weights, or they do not fit; the message states what to do.
     """
     from captionlib.encoders import build_encoder
 

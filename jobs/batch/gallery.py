@@ -1,4 +1,4 @@
-"""A run's last words: the counts in the terminal, some captions in a table, and the report as a page."""
+"""Writes `report.html`: statistics of a run and a gallery of sample images with their captions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 from jobs.batch.summary import _batches, _sample
 
 CARDS = 48
-"""Images in the report, and as many again for errors."""
+"""Number of images in the report, and at most as many errors."""
 MOST_REPEATED = 10
 
 
 def write_report(outcome: RunResult, settings: CaptionSettings) -> None:
-    """`report.html`. A fault here is said and passed over: the captions are what counts."""
+    """Write `report.html`. If that fails, a warning is printed: the captions are complete without it."""
     from captionlib.config import to_dict
     from captionlib.report import RunSummary, gallery_page, write_page
 
@@ -67,7 +67,7 @@ def write_report(outcome: RunResult, settings: CaptionSettings) -> None:
 
 
 def _image_of(row: Mapping[str, Any], outcome: RunResult, reader: ImageReader) -> bytes | None:
-    """The bytes of a row's image; None where they cannot be had any more."""
+    """Read the bytes of the image of a row; None if it can no longer be read."""
     try:
         try:
             return reader.read(ImageRef(row["path"]))

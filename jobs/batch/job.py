@@ -1,4 +1,4 @@
-"""What a batch job is, and the result of one run of it."""
+"""Describes a batch job, and the result of one run."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from jobs.storage.folder import Folder
 
 @dataclass(frozen=True, kw_only=True)
 class BatchJob:
-    """What distinguishes one job over images from another."""
+    """Everything that distinguishes one batch job from another."""
 
     kind: str
-    """Such as `caption`; a name in run.json."""
+    """Name of the job in run.json, such as `caption`."""
     verb: str
-    """Such as `captioned`."""
+    """Past participle for messages, such as `captioned`."""
     folders: tuple[str, ...]
-    """Of the output. The last holds the files that say what is finished."""
+    """Subfolders of the output, one per kind of row. A chunk counts as finished when its file exists in the last
+    one."""
     identity: Mapping[str, Any]
-    """Whatever decides the rows: an output never mixes two."""
+    """Everything that determines the rows. An output never mixes rows of two identities."""
     preprocessing: Preprocessing
     factory: Callable[[Plan], ProcessorFactory]
     compact: bool
     """Whether small files are merged at the end."""
     sidecar: Sidecar | None = None
-    """Writes captions beside the images too."""
+    """Writes each caption beside its image as well; None to write rows only."""
     formats: tuple[str, ...] = ()
-    """Of `jobs.outputs.export`: what the rows are written as besides Parquet."""
+    """Formats of `jobs.outputs.export` that the rows are exported to."""
 
 
 @dataclass
 class RunResult:
-    """How a run ended, for the job's last words and its report."""
+    """Summary of a run, used for the final messages and the report."""
 
     output: Folder
     manifest: Manifest
@@ -47,12 +48,12 @@ class RunResult:
     counts: Counts
     identity: Mapping[str, Any]
     images: int = 0
-    """Done in this run."""
+    """Number of images processed in this run."""
     seconds: float = 0.0
     start_up_seconds: float = 0.0
     images_per_second: float | None = None
-    """Once warm."""
+    """Rate after start-up; None if it was not measured."""
     rates: list[tuple[float, float]] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
-    """Seconds of wall clock, in order: listing, Ray's start, the first images, the others, the end."""
+    """Seconds of wall-clock time by phase: listing, start of Ray, first images, other images, end."""
     run: dict[str, Any] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""The numbered list of a job's images: what the inputs hold → Parquet files of {image_id, path, size, …}.
+"""The numbered list of all images of a job, as Parquet files with image_id, path, size and more.
 
-Ids are given once and never change: a later run appends the images that are new. Nothing here holds a Python
-object per image; known paths are 8 bytes each.
+An id never changes: later runs append new images. Memory is bounded: no Python object per image is kept, only an
+8-byte digest of each known path.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _FILE = re.compile(r"manifest-(\d{12})-(\d{12})\.parquet")
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest as it lies in the output, by its file names."""
+    """The manifest in an output folder, identified by its file names."""
 
     folder: Folder
     files: tuple[IdRange, ...]
-    """Ascending and without gaps."""
+    """Ranges of the files, ascending and without gaps."""
 
     @classmethod
     def open(cls, folder: Folder) -> Manifest:
-        """The manifest in a folder; an empty one if there is none.
+        """Open the manifest of a folder; an empty one if there is none.
 
         Raises:
-            ValueError: files are missing in its middle.
+            ValueError: a file in the middle is missing.
         """
         found = sorted(
             IdRange(int(match[1]), int(match[2])) for match in map(_FILE.fullmatch, folder.names()) if match is not None
@@ -57,20 +57,20 @@ class Manifest:
 
     @property
     def num_images(self) -> int:
-        """Images in all files."""
+        """Number of images in all files."""
         return self.files[-1].last + 1 if self.files else 0
 
     def columns(self) -> pa.Schema | None:
-        """What is carried along with each image; None while the manifest has no file."""
+        """Schema of the copied columns; None while the manifest has no file."""
         if not self.files:
             return None
         schema = self.folder.read_with(_name(self.files[0]), pq.read_schema)
         return pa.schema(schema.field("columns").type.fields if "columns" in schema.names else [])
 
     def whole_shards(self) -> set[str]:
-        """The shards all of whose images are in the manifest, so that they need not be listed again.
+        """Return the shards that are listed completely, so that they can be skipped.
 
-        A listing that was cut off ends with a file of the manifest: the shard at a file's end may have more images.
+        An interrupted listing ends at the end of a file, so the shard of the last row of a file may have more images.
         """
         whole: set[str] = set()
         for here in self.files:
@@ -84,7 +84,7 @@ class Manifest:
         return whole - {None}
 
     def read(self, ids: IdRange) -> pa.Table:
-        """The rows of some ids, schema `schemas.MANIFEST` (and perhaps `columns`), ascending."""
+        """Read the rows of a range of ids, ascending: schema `schemas.MANIFEST`, and `columns` if there are any."""
         tables = []
         for here in self.files:
             if here.last < ids.first or here.first > ids.last:
@@ -96,7 +96,7 @@ class Manifest:
         return table
 
     def _read_file(self, here: IdRange, ids: IdRange) -> pa.Table:
-        """The rows of some ids, all of them in one file."""
+        """Read the rows of a range of ids that lies in one file."""
         first, last = ids.first - here.first, ids.last - here.first
         first_group, last_group = first // ROWS_PER_GROUP, last // ROWS_PER_GROUP
         groups = self.folder.read_with(
@@ -113,16 +113,16 @@ class Manifest:
         on_progress: Callable[[int], None] | None = None,
         columns: pa.Schema = NO_COLUMNS,
     ) -> Manifest:
-        """Number the images of a listing that the manifest does not know yet.
+        """Number the images of a listing that the manifest does not contain yet.
 
-        Each file of the manifest is complete before the next is begun, so an interrupted listing loses nothing.
+        Each file is complete before the next is begun, so an interrupted listing loses nothing.
 
         Args:
-            on_progress: called with the number of images seen so far, if it is given.
-            columns: what each of them carries along.
+            on_progress: called with the number of images listed so far.
+            columns: schema of the values that are copied with each image.
 
         Raises:
-            ValueError: a value is of another type than its column.
+            ValueError: a value does not have the type of its column.
         """
         known = _KnownPaths()
         for here in self.files:
@@ -152,7 +152,7 @@ class Manifest:
 
 
 def delete_manifest(folder: Folder) -> None:
-    """Delete a manifest's files, whole or not, and nothing else."""
+    """Delete the files of a manifest, incomplete ones included; other files remain."""
     for name in folder.names():
         if _FILE.fullmatch(name):
             folder.delete(name)
@@ -191,9 +191,9 @@ def _chunks(items: Iterable[ImageRef], size: int) -> Iterator[list[ImageRef]]:
 
 
 class _KnownPaths:
-    """A set of paths as sorted 64-bit digests: 8 bytes a path.
+    """A set of paths, stored as sorted 64-bit digests: 8 bytes per path.
 
-    With 10 million paths, the chance that any new one is taken for a known one is about 5 in a million.
+    With 10 million paths, the probability that any new path is mistaken for a known one is about 5 in a million.
     """
 
     def __init__(self) -> None:
@@ -201,7 +201,7 @@ class _KnownPaths:
         self._recent: set[int] = set()
 
     def add_new(self, paths: list[str]) -> list[int]:
-        """Positions of the paths that were not known, first occurrences only; they are known from now on."""
+        """Add paths and return the positions of the new ones, first occurrences only."""
         digests = [int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little") for path in paths]
         array = np.array(digests, np.uint64)
         at = np.searchsorted(self._sorted, array)

@@ -1,4 +1,4 @@
-"""The second half of a job, in Ray's actors: the model works on decoded chunks; their rows are written; receipts go on.
+"""Runs the model on decoded chunks and writes their rows, in Ray's actors.
 
 Shapes: B images of a chunk, S side of the square input.
 """
@@ -31,26 +31,28 @@ logger = logging.getLogger(__name__)
 
 
 class Processor(Protocol):
-    """A model in an actor: pixels in, columns of the output out."""
+    """A model in an actor: pixels → columns of the output."""
 
     overlaps: bool
-    """Whether two threads may call it at once, so that one batch is encoded while another is searched."""
+    """Whether two threads may call it concurrently, so that one batch is encoded while another is decoded into
+    words."""
 
     def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
-        """For each of the output's folders the model's columns, B long; B may be 0. A column `error` is among them
-        where the model has no answer for an image.
+        """Return the model's columns for each folder of the output, each of length B; B may be 0.
+
+        A column `error` states why the model has no result for an image.
 
         Args:
             pixels: uint8 (B, S, S, 3) in [0, 255], read-only.
-            image_ids: B ids, for whatever is drawn at random.
+            image_ids: B ids, which seed random choices.
         """
 
 
 class ProcessorFactory(Protocol):
-    """Travels to the actors, and loads the model there."""
+    """Is sent to the actors and loads the model there."""
 
     def schemas(self) -> Mapping[str, pa.Schema]:
-        """For each of the output's folders the schema of its rows, metadata included."""
+        """Return the schema of the rows, with metadata, for each folder of the output."""
 
     def load(self) -> Processor:
         """Load the model."""
@@ -58,13 +60,13 @@ class ProcessorFactory(Protocol):
 
 @dataclass(frozen=True)
 class PassthroughColumns:
-    """A factory whose rows carry further columns, as the manifest has them, behind their own."""
+    """A factory whose rows also contain the columns that are copied from the manifest."""
 
     factory: ProcessorFactory
     columns: pa.Schema
 
     def schemas(self) -> Mapping[str, pa.Schema]:
-        """The factory's, with these columns."""
+        """Return the schemas of the factory, extended by the copied columns."""
         return {
             name: pa.schema([*schema, *self.columns], schema.metadata)
             for name, schema in self.factory.schemas().items()
@@ -76,12 +78,12 @@ class PassthroughColumns:
 
 
 class ModelStage:
-    """An actor: decoded chunks → the model → files in the output, and a receipt for each.
+    """An actor that runs the model on decoded chunks, writes the rows, and returns a receipt for each chunk.
 
     Args:
-        outputs: by folder name, in one folder. The last one's file is what says that a chunk is finished, so it is
-            written last.
-        sidecar: writes captions beside the images too.
+        outputs: files by folder name, all in one parent folder. The last one is written last, because its files mark a
+            chunk as finished.
+        sidecar: writes each caption beside its image as well.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class ModelStage:
         self.node = socket.gethostname()
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
-        """One row of `schemas.DECODED` → one of `schemas.RECEIPT`."""
+        """Process one row of `schemas.DECODED` into one row of `schemas.RECEIPT`."""
         assert chunks.num_rows == 1, f"{chunks.num_rows} chunks at once"
         chunk = chunks.drop_columns(["images", "pixels"]).to_pylist()[0]
         nothing = {"done": 0, "failed": 0, "model_seconds": 0.0, "write_seconds": 0.0}
@@ -128,12 +130,12 @@ class ModelStage:
     def _work(
         self, chunk: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar, steps: list[str]
     ) -> dict[str, Any]:
-        """Let the model work on a chunk, and write it.
+        """Run the model on a chunk and write the rows.
 
         Args:
             images: `images` of `schemas.DECODED`.
-            pixels: uint8 (B, S, S, 3) as bytes, of those without an error.
-            steps: gets the name of each step as it begins, for a failure to say where it was.
+            pixels: bytes of uint8 (B, S, S, 3), only of images without an error.
+            steps: receives the name of each step when it begins, for error messages.
         """
         ids = IdRange(chunk["first"], chunk["last"])
         facts = {field.name: images.field(field.name) for field in images.type}

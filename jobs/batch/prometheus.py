@@ -1,4 +1,4 @@
-"""What a job's actors report to Ray's metrics, and so to Prometheus: images done and failed, seconds by step."""
+"""Reports counters of the actors to Ray's metrics, which Prometheus scrapes: images by result, seconds by step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ STEPS = ("read", "decode", "model", "write")
 
 
 class Metrics:
-    """Counters of this process. Prometheus sees them as ray_captionlib_…; without Ray they count nothing.
+    """Counters of this process, named ray_captionlib_… in Prometheus. Without Ray they have no effect.
 
     Args:
-        output: folder or URL of the job's output, the tag that tells jobs on one cluster apart.
+        output: folder or URL of the output, the tag that distinguishes the jobs of a cluster.
     """
 
     def __init__(self, output: str) -> None:
@@ -33,7 +33,7 @@ class Metrics:
             self._counters[key].set_default_tags({"output": output})
 
     def count(self, receipt: Mapping[str, Any]) -> None:
-        """Count a chunk that is committed.
+        """Count a committed chunk.
 
         Args:
             receipt: a row of `schemas.RECEIPT`.

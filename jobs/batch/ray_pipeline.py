@@ -1,7 +1,7 @@
-"""A job's chunks through Ray Data: one row per chunk → decoding tasks → model actors → a stream of receipts.
+"""Runs chunks through Ray Data: one row per chunk → decoding tasks → model actors → a stream of receipts.
 
-Ray decides where and when; what is finished is decided by the files that the actors write, so a chunk that Ray
-loses or does twice harms nothing.
+Ray schedules the work. The files that the actors write determine what is finished, so a chunk that Ray loses or
+processes twice does no harm.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.sidecar import Sidecar
 
 LOST_PARTS_LIMIT = 100
-"""Chunks whose workers died, again and again, before the run is given up as a whole."""
+"""Number of chunks whose workers may die repeatedly before the run is stopped."""
 
 
 class PipelineError(RuntimeError):
-    """Ray cannot do the job; the message is the last line of what it says."""
+    """Ray cannot run the job. The message is the last line of Ray's error."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The two stages, ready to be run over any chunks."""
+    """The two stages, ready to process any chunks."""
 
     fetch: DecodeStage
     factory: ProcessorFactory
@@ -39,12 +39,12 @@ class Pipeline:
     sidecar: Sidecar | None = None
 
     def receipts(self, chunks: Sequence[Chunk]) -> Generator[dict[str, Any]]:
-        """Do the chunks, and yield a receipt (`schemas.RECEIPT`) for each as it comes in, in any order.
+        """Process the chunks and yield a receipt (`schemas.RECEIPT`) for each as it arrives, in any order.
 
         A chunk whose worker died repeatedly has no receipt. Closing the iterator stops the work.
 
         Raises:
-            PipelineError: the model's actors cannot start, or too many workers die.
+            PipelineError: the actors cannot start, or too many workers die.
         """
         import ray
 
@@ -92,15 +92,15 @@ class Pipeline:
 
 
 def as_table(chunk: Chunk) -> pa.Table:
-    """A chunk as the stages take it: one row of `schemas.CHUNK`."""
+    """Convert a chunk to the input of the stages: one row of `schemas.CHUNK`."""
     row = (*chunk.ids, chunk.redo_errors)
     return pa.Table.from_arrays([pa.array([value]) for value in row], schema=schemas.CHUNK)
 
 
 def _remote_args(**wanted: int) -> dict[str, int]:
-    """Options of Ray's tasks and actors, where this version of Ray Data still passes them on.
+    """Return options for Ray's tasks and actors, if this version of Ray Data accepts them.
 
-    Without them it retries for ever.
+    Without these options, Ray Data retries without limit.
     """
     import ray
 

@@ -1,6 +1,5 @@
-"""Before a job over images starts: is the output free and of the same making, and what do the inputs hold?
-
-Whatever a person may have got wrong is found here, in a sentence, before Ray or a model is started.
+"""Checks before a batch job starts: the output is not in use and was written with the same settings, and the inputs
+contain images. Mistakes of the user are reported here, before Ray or a model is started.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from jobs.storage.paths import without_password
 
 @contextlib.contextmanager
 def output_lock(output: Folder) -> Iterator[None]:
-    """One run at a time per output folder. A lock of the operating system: it goes when the process goes."""
+    """Allow one run per output folder, by a lock of the operating system that ends with the process."""
     try:
         output.check_writable()
     except (OSError, ValueError) as error:
@@ -46,10 +45,10 @@ def output_lock(output: Folder) -> Iterator[None]:
 
 
 def check_inputs(sources: Sources) -> None:
-    """Find an image in the inputs, before anything that is there is touched.
+    """Check that the inputs contain an image, before the output is changed.
 
     Raises:
-        ValueError: an input does not exist or cannot be listed, or they hold no images.
+        ValueError: an input does not exist or cannot be listed, or no input contains an image.
     """
     inputs = " ".join(sources.inputs)
     try:
@@ -63,15 +62,15 @@ def check_inputs(sources: Sources) -> None:
 def open_output(
     output: Folder, outputs: Mapping[str, ChunkFiles], kind: str, identity: Mapping[str, Any], *, overwrite: bool
 ) -> dict[str, Any]:
-    """The record of an output that may be added to, which is cleaned of what an interrupted run left.
+    """Return the record of an output that may be continued, after deleting the remains of an interrupted run.
 
     Args:
-        outputs: the last one's files say what is finished.
-        kind: of the job.
-        identity: whatever decides the rows: an output never mixes two.
+        outputs: files by folder name; the last ones mark chunks as finished.
+        kind: name of the job.
+        identity: everything that determines the rows; an output never mixes two identities.
 
     Raises:
-        ValueError: it is another job's, or was made with other settings, or chunks of it are missing.
+        ValueError: the output belongs to another job, was made with other settings, or lacks files.
     """
     stored = run_record.read_record(output)
     if stored.get("job", kind) != kind:
@@ -119,14 +118,14 @@ def _empty(output: Folder, outputs: Mapping[str, ChunkFiles]) -> None:
 def list_inputs(
     sources: Sources, output: Folder, stored: Mapping[str, Any], sidecar: Sidecar | None = None
 ) -> Manifest:
-    """The manifest of an output, with what is new in the inputs.
+    """Return the manifest of an output, extended by the new images of the inputs.
 
     Args:
-        stored: the record of the output.
-        sidecar: what will write beside the images.
+        stored: record of the output.
+        sidecar: will write files beside the images.
 
     Raises:
-        ValueError: an input cannot be listed, or holds images that nothing can be written beside.
+        ValueError: an input cannot be listed, or contains images that no file can be written beside.
     """
 
     def note(seen: int) -> None:
@@ -146,7 +145,7 @@ def list_inputs(
 
 
 def for_record(settings: BatchSettings) -> dict[str, Any]:
-    """The settings as run.json may hold them: without passwords."""
+    """Return the settings for run.json, without passwords."""
     values = to_dict(settings)
     values["input"] = without_password(settings.input)
     values["also"] = [without_password(text) for text in settings.also]

@@ -1,8 +1,8 @@
-"""The work itself: images through the pipeline, in rounds, until each has a row.
+"""Processes images in rounds until each has a row.
 
-What could not be done in one round comes again in the next, after a pause and in smaller chunks; an image at which
-every process dies is found so, and gets a row that says it. After exceptions that nobody foresaw there is no pause, and
-the run stops when they come again and nothing else is left to do.
+Chunks that failed in one round are retried in the next, in smaller pieces and after an exponentially growing pause. An
+image that kills every process that works on it is isolated in this way and gets a row with an error. After unexpected
+exceptions there is no pause, and the run stops when they are repeated and nothing else remains.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ CHUNKS_PER_DECODER = 4
 
 
 def default_chunk_size(num_images: int, resources: Plan) -> int:
-    """Images per chunk: large enough that Ray's 20 ms per chunk do not count, small enough to keep all workers busy."""
+    """Return the number of images per chunk: large enough that Ray's overhead of 20 ms per chunk is negligible, and
+    small enough to keep all workers busy.
+    """
     num_chunks = max(CHUNKS_PER_ACTOR * resources.num_actors, CHUNKS_PER_DECODER * resources.num_decoders)
     even = math.ceil(num_images / num_chunks)
     return min(LARGEST_DEFAULT_CHUNK, max(SMALLEST_DEFAULT_CHUNK, even))
@@ -55,7 +57,7 @@ def run_rounds(
     todo: list[IdRange],
     redo: Mapping[IdRange, int],
 ) -> None:
-    """Do what is left, in rounds: what could not be done comes again after a pause, in smaller chunks."""
+    """Process the remaining images in rounds, and record the figures of the run in `outcome`."""
     work, faults = settings.work, settings.faults
     num_todo = total(todo) + sum(redo.values())
     progress = Progress(outcome.manifest.num_images, outcome.manifest.num_images - num_todo, job.verb)
@@ -127,7 +129,7 @@ def run_rounds(
 def _write_poison_row(
     ids: IdRange, manifest: Manifest, factory: ProcessorFactory, outputs: Mapping[str, ChunkFiles]
 ) -> None:
-    """A row for an image at which each process that touched it died: accounted for, without touching it again."""
+    """Write an error row for an image that killed every process that worked on it, without touching it again."""
     image = manifest.read(ids).to_pylist()[0]
     known = {
         **image,

@@ -1,8 +1,8 @@
-"""A job over a set of images from its first look at the input to its last word: what caption and features share.
+"""Runs a batch job from listing the inputs to the final counts; shared by the caption job and the feature job.
 
-    list → manifest → what is left → chunks through `pipeline.py`, in rounds → tidy up → count → run.json
+    list → manifest → remaining ids → chunks through a pipeline, in rounds → compact → count → run.json
 
-Nothing is held in memory per image, and nothing that is finished depends on this process living on.
+No per-image state is kept in memory, and finished work does not depend on this process staying alive.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from jobs.storage.paths import check_paths_outlive_job, without_password
 
 
 def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
-    """Do all images of the inputs that are not done yet.
+    """Process every input image that has no row in the output yet.
 
     Raises:
-        ValueError: something is wrong with what the user gave; nothing was started.
-        JobIncomplete: it was started, and is not complete.
+        ValueError: the settings, the inputs or the output are wrong; nothing was started.
+        JobIncomplete: the job was started and is not complete.
     """
     started = time.monotonic()
     output = Folder.of(settings.output)
@@ -98,7 +98,7 @@ def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
 
 
 def _finish(job: BatchJob, outcome: RunResult) -> None:
-    """Make the output handy, and count what is in it."""
+    """Merge small files, count the rows and write the exports."""
     if job.compact:
         outcome.files.compact()
     outcome.counts = _count(outcome.files, outcome.manifest)
@@ -111,7 +111,7 @@ def _numbers(job: BatchJob, outcome: RunResult) -> dict[str, int]:
 
 
 def _note_end(job: BatchJob, outcome: RunResult, stored: dict[str, Any]) -> None:
-    """Write down how a run ended, in whichever way it did."""
+    """Record in run.json how a run ended."""
     speed = outcome.images_per_second
     outcome.run["seconds"] = round(outcome.seconds, 1)
     outcome.run["start_up_seconds"] = round(outcome.start_up_seconds, 1)
@@ -128,7 +128,7 @@ def _note_end(job: BatchJob, outcome: RunResult, stored: dict[str, Any]) -> None
 
 
 def _incomplete(error: Exception, files: ChunkFiles, manifest: Manifest) -> JobIncomplete:
-    """The reason for stopping, with what it means for the images."""
+    """Return the reason for stopping together with the number of images that remain."""
     try:
         left = total(subtract([IdRange(0, manifest.num_images - 1)], files.finished()))
     except (OSError, ValueError):  # the output itself is what fails
@@ -140,10 +140,10 @@ def _incomplete(error: Exception, files: ChunkFiles, manifest: Manifest) -> JobI
 
 
 def _count(files: ChunkFiles, manifest: Manifest) -> Counts:
-    """What the output's own files hold, which must be the manifest's images, each once.
+    """Count the rows in the output's files and check that there is exactly one for each image of the manifest.
 
     Raises:
-        JobIncomplete: it is not.
+        JobIncomplete: rows are missing.
     """
     counted = files.count(files.finished())
     missing = subtract([IdRange(0, manifest.num_images - 1)], counted)

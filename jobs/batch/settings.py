@@ -1,4 +1,4 @@
-"""A job's settings: the command line and an optional file → one frozen dataclass, checked before anything starts."""
+"""The settings of the batch jobs, one frozen dataclass per job."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ DEFAULT_MODEL = str(Path(__file__).resolve().parents[2] / "captionlib" / "pretra
 
 
 def _hint(metavar: str, default: str) -> Any:
-    """How a flag without a plain default is described."""
+    """Describe a flag that has no plain default."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkSettings:
-    """How the work is shared out. The captions are the same whatever is chosen here."""
+    """How the work is distributed. These settings do not change the captions."""
 
     images_per_chunk: Annotated[int | None, _hint("INT", "up to 512, fewer when there are few")] = None
-    """Images that are finished, or lost by a crash, together."""
+    """Number of images that are committed together; a crash loses at most the chunks in progress."""
     batch_size: Annotated[int | None, _hint("INT", "32, on a GPU 512")] = None
-    """Images that go through the model together."""
+    """Number of images per batch of the model."""
     num_actors: Annotated[int | None, _hint("INT", "one per GPU; without GPUs, one per 8 CPUs or machine")] = None
-    """Copies of the model."""
+    """Number of copies of the model."""
     address: Annotated[str | None, _hint("ADDRESS", "RAY_ADDRESS, or else this machine")] = None
-    """A running Ray cluster, such as "auto"; "local" is a Ray on this machine, even for few images."""
+    """Address of a running Ray cluster, such as "auto". "local" starts Ray on this machine even for few images."""
     num_cpus: Annotated[int | None, _hint("INT", "all that are there")] = None
-    """CPUs that Ray on this machine may use; on a cluster, how many to wait for before the work begins."""
+    """CPUs that Ray may use on this machine; on a cluster, the number of CPUs to wait for before the work begins."""
     num_gpus: Annotated[int | None, _hint("INT", "all that are there")] = None
-    """GPUs, likewise."""
+    """The same for GPUs."""
 
     def __post_init__(self) -> None:
         for name in ("images_per_chunk", "batch_size", "num_actors", "num_cpus", "num_gpus"):
@@ -49,14 +49,14 @@ class WorkSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FaultSettings:
-    """What happens when images or the way to them fail."""
+    """What happens when images or connections fail."""
 
     max_error_share: float = 0.5
-    """Stop when more than this share of images fails, after the first 1,000: then the input is wrong."""
+    """Stop if more than this share of the images fails, after the first 1,000."""
     transport_retries: int = 3
-    """How often images that could not be fetched are tried again, at the end."""
+    """Number of rounds in which images that could not be fetched are retried."""
     transport_pause: float = 10.0
-    """Seconds before the first of these tries; each next pause is three times as long."""
+    """Seconds before the first of these rounds. The pause triples from round to round (exponential back-off)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_error_share <= 1:
@@ -67,22 +67,22 @@ class FaultSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
-    """What every job over a set of images has in common."""
+    """Settings that all batch jobs share."""
 
     input: Positional[str]
-    """Images: a folder (with all folders in it), a file, a pattern such as "photos/*.jpg", or a URL such as
-s3://bucket/photos; a manifest, a WebDataset or Parquet files (see --input-format)."""
+    """Images: a folder (searched recursively), a file, a pattern such as "photos/*.jpg", or a URL such as
+s3://bucket/photos; also a manifest, a WebDataset or Parquet files (see --input-format)."""
     output: Positional[str]
-    """Where the rows go: a folder, or a URL such as s3://bucket/captions. The same command again goes on where
-it stopped, and does what is new."""
+    """Destination of the rows: a folder, or a URL such as s3://bucket/captions. Running the same command again resumes
+the job and processes new images."""
     also: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """One more input; may be given several times."""
+    """Another input. May be repeated."""
     overwrite: bool = False
-    """Delete what the output holds and start anew."""
+    """Delete the existing output and start from the beginning."""
     retry_errors: bool = False
-    """Try the images again that failed in earlier runs."""
+    """Process images again that failed in earlier runs."""
     config: Annotated[Path | None, _hint("FILE", "none")] = None
-    """A YAML or TOML file with any of these settings; the command line has the last word."""
+    """A YAML or TOML file with any of these settings; the command line overrides it."""
     source: Annotated[SourceSettings, OmitArgPrefixes] = field(default_factory=SourceSettings)
     work: Annotated[WorkSettings, OmitArgPrefixes] = field(default_factory=WorkSettings)
     faults: Annotated[FaultSettings, OmitArgPrefixes] = field(default_factory=FaultSettings)
@@ -108,27 +108,27 @@ class CaptionSettings(BatchSettings):
     """Settings of the caption job."""
 
     model: Annotated[str, _hint("DIR", "the one that comes with the project")] = "default"
-    """The checkpoint: a folder, or a URL."""
+    """Checkpoint: a folder or a URL."""
     engine: EngineKind = "auto"
-    """How the encoder is run. On a CPU, `auto` is OpenVINO, in 8-bit integers (int8) where the checkpoint has an
-encoder in these, else in float32 (openvino); on a GPU, and where there is no OpenVINO, it is PyTorch (torch)."""
+    """How the encoder is run. On a CPU, `auto` chooses OpenVINO: in 8-bit integers (int8) if the checkpoint has such an
+encoder, otherwise in float32 (openvino). On a GPU, and without OpenVINO, it chooses PyTorch (torch)."""
     show: int = 0
     """Print this many captions at the end."""
     report: bool = True
     """Write report.html, a page with a sample of images and captions."""
     dry_run: bool = False
-    """Count the images, caption the first hundred, and say how long all would take; write nothing."""
+    """Count the images, caption the first hundred and estimate the duration of the whole job; write nothing."""
     jsonl: bool = False
-    """Write all rows to captions.jsonl as well, at the end."""
+    """At the end, also write all rows to captions.jsonl."""
     csv: bool = False
-    """Write all rows to captions.csv as well, at the end."""
+    """At the end, also write all rows to captions.csv."""
     sidecar: Annotated[SidecarMode | None, _hint("{skip,overwrite,append}", "none")] = None
-    """Write each caption into a text file beside its image too, photo.txt beside photo.jpg; where there is one:
-leave it, replace it, or add a line."""
+    """Also write each caption to a text file beside its image, such as photo.txt beside photo.jpg. An existing file is
+kept (skip), replaced (overwrite) or extended by a line (append)."""
     sidecar_prefix: str = ""
-    """What such a text begins with."""
+    """Text before each caption in these files."""
     sidecar_suffix: str = ""
-    """What such a text ends with."""
+    """Text after each caption in these files."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
@@ -144,20 +144,22 @@ class FeatureSettings(BatchSettings):
     """Settings of the feature job."""
 
     encoder: str = "efficientnet_lite0"
-    """The network, by its name in its library."""
+    """Name of the network in its library."""
     kind: Literal["efficientnet_lite", "torchvision", "timm"] = "efficientnet_lite"
-    """The library."""
+    """Library of the network."""
     features: Literal["grid", "pooled", "logits"] = "grid"
-    """Which of the network's outputs: positions of the last stage, their mean, or the classifier's."""
+    """Output of the network to store: positions of the last stage (grid), their mean (pooled), or the classifier's
+logits."""
     size: int | None = None
-    """Side of the square that images are scaled to, in pixels; default: what the weights were trained with."""
+    """Side of the square in pixels that images are scaled to; by default, the size that the weights were trained
+with."""
     model: Annotated[str | None, _hint("DIR", "the library's ImageNet weights")] = None
-    """A checkpoint, folder or URL, whose encoder is taken instead."""
+    """Checkpoint (folder or URL) whose encoder is used instead."""
     flip: bool = False
-    """Write the features of the mirrored images as well, into the folder features_flipped."""
+    """Also write the features of the mirrored images, to the folder features_flipped."""
     crops: int = 0
-    """Write the features of so many random crops of each image as well, mirrored or not and of at least half of
-    it, into the folders features_crop_1 and so on."""
+    """Also write the features of this number of random crops of each image, to the folders features_crop_1 and so on. A
+crop covers at least half of the image and is mirrored with probability 0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

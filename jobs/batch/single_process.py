@@ -1,6 +1,7 @@
-"""Few images: both stages in one process beside the job's own, without Ray, whose start would take longer than they do.
+"""Runs small jobs in a single subprocess, because starting Ray would take longer than the work itself.
 
-A process of its own because an image can kill it, by a library's fault or for memory, and the job must live to say so.
+The work runs in a process of its own, because an image can kill it through a bug of a library or lack of memory, and
+the job must survive to report that.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.sidecar import Sidecar
 
 SMALL_JOB_IMAGES = 200
-"""On two CPUs Ray takes 16 seconds to its first images; this process takes 5, and does 200 in 4 more."""
+"""Largest small job. On two CPUs Ray needs 16 s until the first images; this process needs 5 s, and 4 s more for
+200 images."""
 SMALL_GPU_JOB_IMAGES = 2_000
-"""A GPU does more of them in the time that Ray takes to start."""
+"""Largest small job with a GPU, which processes more images while Ray would start."""
 ATTEMPTS_PER_CHUNK = 2
-"""Of a chunk at which the process dies."""
+"""Number of attempts for a chunk that kills the process."""
 
 
 def is_small_job(num_images: int, work: WorkSettings) -> bool:
-    """Whether images are to be done beside the job: they are few, and nothing asks for Ray.
+    """Whether a job runs without Ray: it has few images, and no setting asks for Ray.
 
-    A machine with several GPUs goes to Ray, which uses all of them.
+    On a machine with several GPUs Ray is used, because it uses all of them.
     """
     gpus = len(glob.glob("/dev/nvidia[0-9]*"))
     few = SMALL_GPU_JOB_IMAGES if gpus else SMALL_JOB_IMAGES
@@ -48,17 +50,17 @@ def is_small_job(num_images: int, work: WorkSettings) -> bool:
 
 
 def single_process_plan(cpus: int | None) -> Plan:
-    """One process that decodes, and then lets the model work, each with all CPUs (or so many)."""
+    """Return the plan for one process that decodes and then runs the model, each with all CPUs (or `cpus`)."""
     cpus = cpus or num_cpus()
     return Plan(1, cpus, 0, cpus, cpus / 2, 1)
 
 
 @dataclass(frozen=True)
 class SingleProcessPipeline(Pipeline):
-    """The stages of `Pipeline` in a process of their own."""
+    """The stages of `Pipeline`, run in a subprocess."""
 
     def receipts(self, chunks: Sequence[Chunk]) -> Generator[dict[str, Any]]:
-        """As `Pipeline.receipts`.
+        """Process the chunks as `Pipeline.receipts` does.
 
         Raises:
             PipelineError: the model cannot be loaded.
@@ -79,7 +81,7 @@ class SingleProcessPipeline(Pipeline):
 
     @contextlib.contextmanager
     def _process(self, chunks: Sequence[Chunk]) -> Iterator[Iterator[Any]]:
-        """A process that works on chunks; its answers, until it has done them or is dead."""
+        """Start a process for the chunks and yield its answers until it finishes or dies."""
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = SpawnProcess(
             target=_work,
@@ -105,7 +107,7 @@ def _work(
     chunks: Sequence[Chunk],
     answers: Connection,
 ) -> None:
-    """What the process does: a receipt for each chunk, or a text that says why there can be none."""
+    """Body of the process: send a receipt for each chunk, or a text that states why the model cannot be loaded."""
     logging.disable(logging.CRITICAL)  # receipts say what went wrong
     with contextlib.suppress(OSError):  # of the pipe: the job is gone
         try:
@@ -125,7 +127,7 @@ def _answers(pipe: Connection) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes that are started here never see Ctrl-C, which a terminal sends to all: the job ends them."""
+    """Block Ctrl-C for processes started here, because a terminal sends it to all of them; the job ends them itself."""
     resource_tracker.ensure_running()  # which would let them through again, where it is started with the first process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -135,6 +137,6 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _ray_is_here() -> bool:
-    """Whether Ray runs in this process already, as in a program that calls the job."""
+    """Whether Ray is already running in this process, as in a program that calls the job."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_summary(outcome: RunResult, verb: str) -> None:
-    """The counts and where everything is, on stdout."""
+    """Print the counts and the location of the results to stdout."""
     done, failed = outcome.counts
     planned = outcome.manifest.num_images
     assert done + failed == planned
@@ -40,7 +40,7 @@ def print_summary(outcome: RunResult, verb: str) -> None:
 
 
 def print_captions(outcome: RunResult, count: int) -> None:
-    """A table of captions, spread over the whole set."""
+    """Print a table of captions that are spread evenly over all images."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -53,13 +53,13 @@ def print_captions(outcome: RunResult, count: int) -> None:
 
 
 def short_name(path: str) -> str:
-    """A path as a table has room for it: the file's name; in a Parquet file, that file's name and the row."""
+    """Shorten a path for a table: the file name, or the name of the Parquet file and the row."""
     *_, folder, name = ["", *path.split("/")]
     return f"{folder}/{name}" if name.isdecimal() else name
 
 
 def printable(text: str) -> str:
-    """A path on one line: line breaks and control characters are escaped, letters of all languages stay."""
+    """Escape line breaks and control characters of a path; letters of all languages are kept."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -69,7 +69,7 @@ def _batches(outcome: RunResult, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _sample(outcome: RunResult, count: int, *, failed: bool) -> list[dict[str, Any]]:
-    """Rows with (or without) an error, spread evenly over the output's files."""
+    """Draw rows with or without an error, spread evenly over the files of the output."""
     counted = outcome.files.count(outcome.files.finished())
     available = {ids: c.failed if failed else c.done for ids, c in counted.items()}
     wanted = min(count, sum(available.values()))

@@ -27,9 +27,9 @@ def parse(
     description: str,
     defaults: Mapping[str, Any] | None = None,
 ) -> T:
-    """A job's settings from its command line, over those of its settings file, over `defaults`.
+    """Parse a command line into settings. The command line overrides the settings file, which overrides `defaults`.
 
-    A faulty command line or file ends the process with a sentence on stderr and exit code 2.
+    An invalid command line or file ends the process with an error message on stderr and exit code 2.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -43,7 +43,7 @@ def parse(
 
 
 def peek(argv: Sequence[str], name: str) -> str | None:
-    """The value of one flag, before the others are looked at."""
+    """Return the value of one flag before the whole command line is parsed; None if the flag is absent."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(f"--{name}")
     try:
@@ -54,10 +54,10 @@ def peek(argv: Sequence[str], name: str) -> str | None:
 
 
 def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name from a YAML or TOML file, named as the flags are; `search` is a group of its own.
+    """Read settings by name from a YAML or TOML file. Names are those of the flags; `search` is a nested group.
 
     Raises:
-        ValueError: an unreadable file, or an unknown setting.
+        ValueError: the file cannot be read, or contains an unknown setting.
     """
     stored = _read_mapping(path)
     hints = typing.get_type_hints(cls)
@@ -100,7 +100,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def _with_defaults(cls: type[T], values: Mapping[str, Any]) -> T:
-    """An instance with these values; what has no default is still asked of the command line."""
+    """Create an instance with these values. Fields without a default remain required on the command line."""
     required = {
         known.name: tyro.MISSING
         for known in dataclasses.fields(cls)  # type: ignore[arg-type]

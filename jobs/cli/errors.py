@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class JobIncomplete(Exception):
-    """The job cannot go on, or is not complete; the message says why, and what to do."""
+    """The job stopped before it was complete. The message states the reason and what to do."""

@@ -1,4 +1,4 @@
-"""How a command ends: what went wrong without being a bug becomes a sentence on stderr and an exit code."""
+"""Maps how a command ends to an exit code, and prints expected errors as one sentence on stderr."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ RESUME_HINT = "What is finished stays; the same command goes on from there"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it: to be handled as Ctrl-C is."""
+    """SIGTERM was received, for example from a scheduler. It is handled like Ctrl-C."""
 
 
 def run_command(prog: str, action: Callable[[], int]) -> int:
-    """Run a job's body; returns its exit code, or that of what went wrong."""
+    """Run the body of a command and return its exit code; expected errors are printed and get an exit code too."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a live bar in a terminal, a plain line every ten seconds elsewhere."""
+"""Shows progress: a live bar in a terminal, and one plain line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SECONDS_FOR_A_RATE = 2.0
 
 
 class Progress:
-    """Counts images as parts of them come in. Use as a context manager.
+    """Counts processed images and displays the progress. Use it as a context manager.
 
     Args:
-        planned: images in this and all earlier runs.
-        finished: those of earlier runs.
-        verb: such as "captioned".
+        planned: number of images of this run and all earlier runs.
+        finished: number of images of earlier runs.
+        verb: past participle for the display, such as "captioned".
     """
 
     def __init__(self, planned: int, finished: int, verb: str) -> None:
@@ -33,7 +33,7 @@ class Progress:
         self.first: tuple[float, int] | None = None  # when the first part came, and its images
         self.last = self.started
         self.rates: list[tuple[float, float]] = []
-        """(seconds since the start, images per second since the last point)."""
+        """Pairs (seconds since the start, images per second since the previous pair)."""
         self._rated = (0.0, 0)
         self._said = -1
         self._next_line = self.started + SECONDS_BETWEEN_LINES
@@ -42,22 +42,22 @@ class Progress:
 
     @property
     def images(self) -> int:
-        """Images of this run, captioned or failed."""
+        """Number of images processed in this run, failed ones included."""
         return self.done + self.failed
 
     @property
     def seconds(self) -> float:
-        """Since the start of this run, the start of Ray and the loading of the model included."""
+        """Seconds since the start of this run, including the start of Ray and loading the model."""
         return time.monotonic() - self.started
 
     @property
     def start_up_seconds(self) -> float:
-        """Until the first part was committed."""
+        """Seconds until the first chunk was committed."""
         return (self.first[0] if self.first else time.monotonic()) - self.started
 
     @property
     def images_per_second(self) -> float | None:
-        """Once warm: between the first part and the last. None where they are too close together to say."""
+        """Rate between the first and the last chunk; None if the time between them is too short to measure."""
         if self.first is None or self.last - self.first[0] < SECONDS_FOR_A_RATE:
             return None
         return (self.images - self.first[1]) / (self.last - self.first[0])
@@ -77,7 +77,7 @@ class Progress:
             self._print(self._line())
 
     def add(self, done: int, failed: int, deferred: int = 0) -> None:
-        """A part has come in."""
+        """Count the images of a committed chunk."""
         now = time.monotonic()
         self.done += done
         self.failed += failed
@@ -101,7 +101,7 @@ class Progress:
             self._next_line = now + SECONDS_BETWEEN_LINES
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the progress bar."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
@@ -155,7 +155,7 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """3725 → "1 h 02 min"."""
+    """Format a duration for reading: 3725 → "1 h 02 min"."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

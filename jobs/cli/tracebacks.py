@@ -1,4 +1,4 @@
-"""Texts of exceptions, shared by the batch jobs and by training."""
+"""Turns exceptions into short texts, for the batch jobs and for training."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 import traceback
 
 FOLDER = "failures"
-"""Folder for tracebacks, in the output of a batch job and in the folder of a training run."""
+"""Name of the folder for tracebacks, in the output of a batch job and in the folder of a training run."""
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of an exception's text, with its type."""
+    """Return the last line of the text of an exception, with its type."""
     lines = [line.strip() for line in traceback.format_exception_only(error) if line.strip()]
     text = (lines[-1].splitlines() or [""])[-1] if lines else ""
     name = type(error).__name__
@@ -18,5 +18,7 @@ def last_line(error: BaseException) -> str:
 
 
 def without_numbers(text: str) -> str:
-    """An error's text without what differs from one time to the next, such as addresses or free bytes."""
+    """Replace the numbers in an error message, such as addresses or free bytes, so that repeated errors compare
+    equal.
+    """
     return re.sub(r"0x[0-9a-f]+|[\d.]+", "#", text)

@@ -1,6 +1,7 @@
-"""Whether a Ray cluster adds machines by itself, and whether it could ever add those that a job waits for.
+"""Finds out whether a Ray cluster adds machines by itself, and whether it can add those that a job waits for.
 
-Ray has no public call for it; this reads what its autoscalers, the first and the second, write for `ray status`.
+Ray has no public function for this. This module reads the state that Ray's autoscalers, version 1 and 2, publish for
+`ray status`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import logging
 from typing import Any, Literal
 
 Growth = Literal["possible", "none", "impossible"]
-"""`none`: the cluster has no autoscaler; `impossible`: it has one, which knows no machines for what is asked."""
+"""`none`: the cluster has no autoscaler; `impossible`: no machine type of the autoscaler satisfies the request."""
 
 _TIMEOUT_SECONDS = 10
 logger = logging.getLogger(__name__)
 
 
 def autoscaler_status(gcs_address: str) -> Growth:
-    """How the cluster stands to the requests that it has now; `possible` where it cannot be told."""
+    """Return whether the autoscaler can satisfy the pending requests; `possible` if that is unknown."""
     try:
         from ray._raylet import GcsClient  # type: ignore[attr-defined]
         from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
@@ -35,7 +36,7 @@ def autoscaler_status(gcs_address: str) -> Growth:
 
 
 def has_infeasible(state: Any) -> bool:
-    """Whether the second autoscaler found no kind of machine for a request.
+    """Whether autoscaler version 2 found no machine type for a request.
 
     Args:
         state: an `AutoscalingState`.
@@ -44,6 +45,6 @@ def has_infeasible(state: Any) -> bool:
 
 
 def is_fixed(status: dict[str, Any]) -> bool:
-    """Whether the first autoscaler only looks on: then it calls each machine's type by the machine's own id."""
+    """Whether autoscaler version 1 is read-only: then it reports each machine's own id as its type."""
     types = status.get("autoscaler_report", {}).get("node_type_mapping") or {}
     return bool(types) and all(name == f"node_{node}" for node, name in types.items())

@@ -1,7 +1,8 @@
-"""What the cluster has → how many actors hold the model, with how many CPUs and threads, and what decoding gets.
+"""Plans the resources of a batch job: how many actors hold the model, with how many CPUs and threads, and how many CPUs
+remain for decoding.
 
-A pure function, so that every size of machine can be tested without one. The whole job must fit at once: an
-actor that waits for a CPU which decoding holds, or the reverse, would wait for ever.
+The plan is a pure function of the machines, so that every size can be tested. The whole job must fit at once:
+otherwise actors and decoding tasks could wait for each other forever.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ACTORS_PER_MACHINE = 8
-"""An encoder's threads wait for each other at every layer: on two CPUs, two actors of one thread do about a quarter
-more than one of two. But each holds a copy of the model, so that a larger machine gets larger actors."""
+"""Largest number of actors per machine. An encoder's threads synchronise at every layer: on two CPUs, two actors of one
+thread are about a quarter faster than one of two. But each actor holds a copy of the model, so larger machines get
+larger actors."""
 LARGEST_ACTOR_CPUS = 8
-"""Beyond that an encoder gains little from more threads, and the machine gets more actors."""
+"""An encoder gains little from more threads than that; larger machines get more actors."""
 ACTOR_GIB = 1.0
-"""Memory that an actor takes: PyTorch, the model, and a batch on its way through it."""
+"""Memory of an actor: PyTorch, the model, and one batch in progress."""
 ACTOR_SHARE = 0.75
-"""Of a machine's CPUs, without GPUs: encoding costs about three times as much as decoding."""
+"""Share of a machine's CPUs for actors, without GPUs: encoding costs about three times as much as decoding."""
 SMALLEST_TASK_CPUS = 0.5
 SMALLEST_ACTOR_CPUS = 0.1
 
@@ -31,7 +33,7 @@ class Node:
     cpus: float
     gpus: float = 0
     memory_gib: float = math.inf
-    """What Ray may use of it, beside the object store."""
+    """Memory that Ray may use, without the object store, in GiB."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,15 @@ class Plan:
     actor_cpus: float
     actor_gpus: float
     actor_threads: int
-    """For the model's engine on a CPU. May be more than `actor_cpus`: it uses what decoding leaves idle."""
+    """Threads of the model's engine on a CPU. May exceed `actor_cpus`, to use CPUs that decoding leaves idle."""
     decode_cpus: float
-    """Per decoding task."""
+    """CPUs per decoding task."""
     num_decoders: int
-    """Decoding tasks that run at once."""
+    """Number of decoding tasks that run concurrently."""
 
     @property
     def decode_threads(self) -> int:
-        """Threads that decode within one task."""
+        """Number of threads that decode within one task."""
         return max(1, round(self.decode_cpus * 2))
 
     def __str__(self) -> str:
@@ -61,19 +63,19 @@ class Plan:
 
 
 def num_cpus() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plan(nodes: Sequence[Node], num_actors: int | None = None) -> Plan:
-    """Share the cluster between the model's actors and decoding.
+    """Divide the cluster between model actors and decoding.
 
     Args:
-        nodes: the machines as they are now.
-        num_actors: as asked for; None to use what there is.
+        nodes: the machines.
+        num_actors: number requested by the user; None to use all resources.
 
     Raises:
-        ValueError: the job does not fit, or that many actors do not.
+        ValueError: the job, or this number of actors, does not fit.
     """
     if num_actors is not None and num_actors < 1:
         raise ValueError(f"num_actors must be at least 1, got {num_actors}")
@@ -138,12 +140,12 @@ def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
 
 
 def _smallest_share(node: Node) -> float:
-    """CPUs of an actor, so that a machine holds no more of them than is good for it."""
+    """Return the CPUs of an actor such that a machine does not hold too many copies of the model."""
     return node.cpus / max(1, int(min(ACTORS_PER_MACHINE, node.memory_gib / ACTOR_GIB)))
 
 
 def _room(nodes: Sequence[Node], num_actors: int, actor_cpus: float) -> float:
-    """The CPUs left on the machine with most of them, when the actors are spread evenly; -1 if they do not fit."""
+    """Return the free CPUs of the emptiest machine after spreading the actors evenly; -1 if they do not fit."""
     free = [node.cpus for node in nodes]
     for _ in range(num_actors):
         emptiest = free.index(max(free))
@@ -154,10 +156,11 @@ def _room(nodes: Sequence[Node], num_actors: int, actor_cpus: float) -> float:
 
 
 def _never_filling(actor_cpus: float, nodes: Sequence[Node], num_actors: int, needed: float) -> tuple[float, float]:
-    """The next best size of an actor with which no machine can be filled up, and what is left on the fullest then.
+    """Return the closest actor size with which no machine can be filled completely, and the free CPUs of the fullest
+    one.
 
-    When a machine is lost, its actors come to the others, to each as many as fit. A machine that they filled up would
-    not decode, and if it was the last, they would wait for ever for something to do.
+    When a machine is lost, its actors move to the others, as many as fit. A machine that they filled completely could
+    not decode; if it was the last one, the actors would wait forever.
     """
     hundredths = round(100 * actor_cpus)
     for distance in range(hundredths):
@@ -170,11 +173,11 @@ def _never_filling(actor_cpus: float, nodes: Sequence[Node], num_actors: int, ne
 
 
 def _left(node: Node, num_actors: int, hundredths: int) -> float:
-    """CPUs of a machine to which as many of the actors have come as fit."""
+    """Return the free CPUs of a machine that holds as many of the actors as fit."""
     cpus = round(100 * node.cpus)
     return (cpus - min(num_actors, cpus // hundredths) * hundredths) / 100
 
 
 def _floor(cpus: float) -> float:
-    """Ray counts CPUs in ten-thousandths."""
+    """Round down to hundredths of a CPU; Ray counts ten-thousandths."""
     return math.floor(cpus * 100 + 1e-9) / 100

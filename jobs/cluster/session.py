@@ -1,4 +1,4 @@
-"""Ray for the length of a job: the cluster at an address, or one on this machine; or a sentence why there is none."""
+"""Connects to a Ray cluster or starts Ray on this machine, for the duration of a job."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from jobs.cluster.autoscaling import autoscaler_status
 from jobs.cluster.resources import Node
 
 SECONDS_BETWEEN_NOTES = 30
-"""While machines are waited for."""
+"""Seconds between messages while the job waits for machines."""
 CONNECT_SECONDS = 20.0
 STARTS = 3
-"""Ray gives a machine 30 seconds to start it, which a busy one may exceed."""
+"""Number of attempts to start Ray. Ray allows a machine 30 seconds, which a busy one may exceed."""
 
 
 class ClusterError(ConnectionError):
-    """There is no Ray to work with; the message says why, and what to do."""
+    """Ray is not available. The message states the reason and what to do."""
 
 
 class RaySession:
-    """A Ray cluster for the length of a `with`: the one at an address, or one on this machine.
+    """A Ray cluster for the duration of a `with` block: the one at an address, or one on this machine.
 
-    A Ray that runs in this process already is used and left running.
+    If Ray already runs in this process, it is used and left running.
 
     Args:
-        address: as for `ray.init`; None means RAY_ADDRESS, or else this machine, as "local" does anyway.
-        num_cpus: CPUs that a Ray on this machine may use, or that a cluster must have; None for those there are.
-        num_gpus: GPUs, likewise.
-        say: where it is said what is waited for.
+        address: as for `ray.init`; None uses RAY_ADDRESS, or else this machine; "local" always uses this machine.
+        num_cpus: CPUs that Ray may use on this machine, or that a cluster must have; None for all.
+        num_gpus: the same for GPUs.
+        say: prints what the job waits for.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class RaySession:
             ray.shutdown()
 
     def _start(self, options: dict[str, Any]) -> None:
-        """Connect to Ray, or start it.
+        """Connect to Ray or start it.
 
         Raises:
-            ClusterError: it cannot be done.
+            ClusterError: this failed for a known reason.
         """
         import ray
 
@@ -111,7 +111,7 @@ class RaySession:
                 raise ClusterError(reason) from error
 
     def _check_gpus(self) -> None:
-        """Ray believes whoever tells it how many GPUs this machine has.
+        """Check that this machine has the requested GPUs; Ray would accept any number.
 
         Raises:
             ValueError: it has fewer.
@@ -124,10 +124,10 @@ class RaySession:
                 raise ValueError(f"--num-gpus {self.num_gpus}: this machine has {found} that PyTorch can use")
 
     def _wait_for_machines(self) -> None:
-        """Have the cluster grow to the CPUs and GPUs that were asked for.
+        """Wait until the cluster has the requested CPUs and GPUs, and make it grow if it can.
 
-        By a placement group, which is given back at once: unlike `request_resources`, it ends with this process, so
-        that a job which is killed does not keep machines.
+        A placement group requests the machines and is removed afterwards. Unlike `request_resources`, it ends with this
+        process, so a killed job does not keep machines.
         """
         import ray
         from ray.util.placement_group import placement_group, remove_placement_group
@@ -161,7 +161,7 @@ class RaySession:
         remove_placement_group(group)
 
     def nodes(self) -> list[Node]:
-        """The machines of the cluster, with what Ray may use of them."""
+        """Return the machines of the cluster with the resources that Ray may use."""
         import ray
 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -172,7 +172,7 @@ class RaySession:
 
 @contextlib.contextmanager
 def _own_signal_handler() -> Iterator[None]:
-    """Keep what this process does at SIGTERM: Ray's own handler exits on the spot."""
+    """Keep this process's SIGTERM handler, because Ray's own handler exits immediately."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -184,10 +184,10 @@ def _own_signal_handler() -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Somebody answers at `host:port`. Ray itself would try for minutes.
+    """Check that something answers at `host:port`, because Ray itself would retry for minutes.
 
     Raises:
-        ClusterError: nobody does.
+        ClusterError: nothing answers.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
@@ -202,7 +202,7 @@ def _check_address(address: str) -> None:
 
 
 class _Stderr:
-    """Keeps what is written to stderr in a `with`. Ray's C++ part writes there by itself, past Python's logging."""
+    """Captures stderr within a `with` block, including what Ray's C++ code writes past Python's logging."""
 
     text = ""
 
@@ -221,7 +221,7 @@ class _Stderr:
 
 
 def _explain(error: Exception, said: str, address: str | None) -> str | None:
-    """Why Ray could not be reached or started, and what to do; None if nobody foresaw it."""
+    """Return why Ray could not be reached or started and what to do; None if the reason is unknown."""
     from ray.exceptions import AuthenticationError
 
     text = f"{said}\n{error}\n{error.__cause__}"

@@ -1,7 +1,7 @@
-"""What an input names: a folder, a bucket or a pattern as a person writes it → a stream of files.
+"""Lists the files of an input: a folder, a bucket, a single file or a pattern → a stream of files.
 
-Listings are streamed folder by folder, or page by page, so that a bucket of millions needs no memory. What is in the
-files, where they are not images, is for `shards` and `tables` to say.
+Listings are streamed folder by folder or page by page, so that memory does not grow with the bucket. `webdataset`,
+`parquet` and `manifests` list the images inside files.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".
 
 
 class ImageRef(NamedTuple):
-    """An image that an input holds, with all that is needed to read it alone."""
+    """One image of an input, with everything needed to read it independently of the others."""
 
     path: str
-    """Its name, by which it is known again: absolute, or a URL. In a shard: `<shard>/<member or row>`."""
+    """Unique name: an absolute path or URL; inside a shard, `<shard>/<member or row>`."""
     size: int | None = None
-    """Bytes; None where the listing does not say."""
+    """Size in bytes; None if the listing does not state it."""
     shard: str | None = None
-    """The tar or Parquet file that it is in; None for a file of its own."""
+    """The tar or Parquet file that contains the image; None for a file of its own."""
     offset: int | None = None
-    """Of its first byte in the tar."""
+    """Offset of the first byte in the tar."""
     row: int | None = None
-    """In the Parquet file, from 0."""
+    """Row in the Parquet file, counted from 0."""
     columns: tuple[Any, ...] = ()
-    """What is carried along with it into the output."""
+    """Values that are copied into the output along with the image."""
 
     @property
     def is_damaged_shard(self) -> bool:
-        """Not an image, but the place from which on a shard cannot be read."""
+        """Whether this entry stands for the unreadable rest of a damaged shard rather than for an image."""
         return self.shard is not None and self.offset is None and self.row is None
 
 
 def list_files(text: str, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Iterator[ImageRef]:
-    """The files of an input; within a folder in the order of their names, as far as the storage has one.
+    """List the files of an input, within each folder sorted by name where the storage sorts them.
 
-    An input is a folder (with all folders in it), one file, a pattern such as `photos/*.jpg`, or an fsspec URL of
-    any of these. Hidden files and folders are passed over, and so are files without one of the extensions, unless
-    the input names the file itself.
+    An input is a folder (searched recursively), a single file, a pattern such as `photos/*.jpg`, or an fsspec URL of
+    any of these. Hidden files and folders are skipped, and so are files without one of the extensions, unless the input
+    names the file itself.
 
     Args:
-        extensions: in lower case; `("",)` for all files.
+        extensions: lower-case suffixes; `("",)` matches all files.
 
     Raises:
-        ValueError: the input does not exist or may not be listed.
+        ValueError: the input does not exist, or permission to list it is denied.
     """
     try:
         yield from _list_input(text, extensions)
@@ -105,7 +105,7 @@ def _list_folder(folder: str, extensions: tuple[str, ...], above: frozenset[tupl
 
 
 def _list_s3(url: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:
-    """A bucket or prefix, page by page: `find` would hold a dict of 1 KB per object."""
+    """List a bucket or prefix page by page; `find` of s3fs would keep 1 KB per object in memory."""
     fs = filesystem(url)
     bucket, _, key = url.partition("://")[2].partition("/")
     protocol = url.partition("://")[0]
@@ -130,7 +130,7 @@ def _list_s3(url: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:
 
 
 def _list_remote(url: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:
-    """A folder of any fsspec filesystem, one folder's listing in memory at a time."""
+    """List a folder of any fsspec filesystem recursively, with one folder's listing in memory at a time."""
     fs = filesystem(url)
     if not url.endswith("/") and not url.startswith("http") and with_retries(lambda: fs.isfile(url)):
         yield ImageRef(url, fs.size(url))
@@ -163,10 +163,12 @@ def _is_pattern(text: str) -> bool:
 
 
 def _is_image(key: str, extensions: tuple[str, ...]) -> bool:
-    """Whether a path below an input counts: the extension is listed, and nothing of it is hidden."""
+    """Whether a path below an input is taken: it has one of the extensions, and no part of it is hidden."""
     return key.lower().endswith(extensions) and not key.startswith(".") and "/." not in key
 
 
 def _as_utf8(path: str) -> str:
-    """Linux allows names that are not UTF-8; Parquet does not. Reading such a path will say what is wrong."""
+    """Replace bytes that are not UTF-8: Linux allows them in names, Parquet does not. Reading such a path reports
+    it.
+    """
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

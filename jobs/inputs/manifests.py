@@ -1,4 +1,6 @@
-"""Lists of images that a person brings: a Parquet or CSV table, or a text with a path or URL a line; streamed."""
+"""Reads lists of images that a person provides: a Parquet or CSV table, or a text file with one path or URL per
+line.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,22 @@ from jobs.storage.read import filesystem, is_local
 
 TABLE_EXTENSIONS = (".parquet", ".csv", ".tsv", ".txt")
 PATH_COLUMNS = ("path", "url", "image_path", "image_url", "file_name", "filename", "file", "filepath", "image", "img")
-"""Where the images' paths are, if nobody says."""
+"""Column names that are searched for paths or URLs by default."""
 
 
 def list_table(
     path: str, columns: Sequence[str] = (), path_column: str | None = None, root: str | None = None
 ) -> Iterator[ImageRef]:
-    """The images that a table lists.
+    """Stream the images that a table lists.
 
     Args:
-        path: a file that ends in .parquet, .csv or .tsv; any other is a text with a path a line.
-        columns: carried along; None where the table has none of that name.
-        path_column: None to look for a usual name.
-        root: what paths are relative to; None for the table's own folder.
+        path: file ending in .parquet, .csv or .tsv; any other file is read as text with one path per line.
+        columns: names of columns to copy into the output; the value is None where the table has no such column.
+        path_column: column of paths or URLs; None to search for a usual name.
+        root: folder or URL that relative paths start from; None for the table's own folder.
 
     Raises:
-        ValueError: there is no column of paths, or a row has none; by name and line.
+        ValueError: there is no column of paths, or a row has no path; the message names the file and row.
     """
     root = root or path.rpartition("/")[0]
     for number, (text, values) in enumerate(_rows(path, columns, path_column), 1):
@@ -44,10 +46,10 @@ def list_table(
 
 
 def resolve(text: str, root: str) -> str:
-    """A path of a table as a listing has it: absolute, or a URL.
+    """Convert a path of a table to an absolute path or URL.
 
     Args:
-        root: a folder or a URL, for a path that is relative.
+        root: folder or URL that a relative path starts from.
     """
     text = text.removeprefix("file://")
     if "://" in text:
@@ -58,7 +60,7 @@ def resolve(text: str, root: str) -> str:
 
 
 def table_schema(path: str) -> pa.Schema | None:
-    """The columns of a table and their types; None for a text without columns."""
+    """Return names and types of the columns of a table; None for a text file."""
     kind = _kind(path)
     if kind == "parquet":
         try:
@@ -118,7 +120,7 @@ def _open_text(path: str) -> io.TextIOWrapper:
 
 
 def _delimiter(path: str) -> str:
-    """The one of tab, semicolon and comma that the first line has most of."""
+    """Choose the delimiter: whichever of tab, semicolon and comma is most frequent in the first line."""
     with _open_text(path) as lines:
         first = lines.readline()
     return max(",\t;", key=first.count)

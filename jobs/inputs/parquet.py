@@ -14,15 +14,15 @@ from jobs.storage.errors import InputFault
 from jobs.storage.random_access import open_shard
 
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img", "bytes", "image_bytes", "image_data", "content")
-"""Where the images' bytes are, if nobody says."""
+"""Column names that are searched for the bytes of images by default."""
 ROWS_AT_ONCE = 1_000
 
 
 def image_column(schema: pa.Schema, wanted: str | None) -> str | None:
-    """The column that holds images as bytes, or as a struct with `bytes`; None if there is none.
+    """Find the column that contains images as bytes or as a struct with `bytes`; None if there is none.
 
     Args:
-        wanted: as the user named it; None to look for a usual name.
+        wanted: name given by the user; None to search for a usual name.
     """
     for name in IMAGE_COLUMNS if wanted is None else (wanted,):
         if name not in schema.names:
@@ -37,7 +37,7 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str | None:
 
 
 def list_parquet(path: str, columns: Sequence[str] = ()) -> Iterator[ImageRef]:
-    """The rows of a Parquet file with images; no image is looked at."""
+    """List the rows of a Parquet file with images, without reading the images."""
     with open_shard(path) as stream:
         file = pq.ParquetFile(stream)
         for row, values in enumerate(read_columns(file, columns)):
@@ -45,7 +45,7 @@ def list_parquet(path: str, columns: Sequence[str] = ()) -> Iterator[ImageRef]:
 
 
 def read_columns(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The values of some columns row by row; None for a column that is not there."""
+    """Yield the values of some columns row by row; None for a missing column."""
     here = [name for name in columns if name in file.schema_arrow.names]
     if not here:
         for _ in range(file.metadata.num_rows):
@@ -58,10 +58,10 @@ def read_columns(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[tuple
 
 
 class ParquetImages:
-    """The images of one file, read by row. Cheap while the rows ascend: what lies before a row has to be passed.
+    """Reads images of one file by row. Ascending rows are cheap, because preceding rows have to be decoded as well.
 
     Args:
-        column: as `image_column` found it.
+        column: name found by `image_column`.
     """
 
     def __init__(self, path: str, column: str | None = None) -> None:
@@ -71,10 +71,10 @@ class ParquetImages:
         self._now: tuple[int, pa.Array] = (0, pa.array([], pa.binary()))
 
     def read(self, row: int) -> bytes:
-        """The bytes of an image; none where the row has none.
+        """Return the bytes of the image in a row; empty if the row has none.
 
         Raises:
-            InputFault: kind DamagedShard: the file is not what it was when it was listed, or cannot be decoded here.
+            InputFault: kind DamagedShard: the file has changed since it was listed, or cannot be decoded.
         """
         try:
             first, images = self._now
@@ -94,12 +94,12 @@ class ParquetImages:
             raise
 
     def close(self) -> None:
-        """Close the file, if it is open."""
+        """Close the file if it is open."""
         self._open.close()
         self._batches = None
 
     def _from(self, row: int) -> Iterator[tuple[int, pa.Array]]:
-        """Batches (first row, images) from the row group of `row` on, decoded page by page."""
+        """Yield batches (first row, images), starting with the row group of `row`, decoded page by page."""
         stream = self._open.enter_context(open_shard(self.path))
         file = pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
         name = image_column(file.schema_arrow, self.column)

@@ -1,4 +1,4 @@
-"""Bytes of the images of one part of a job, wherever they lie: files of their own, tars, Parquet files."""
+"""Reads the bytes of single images, whether they are separate files, members of tars or rows of Parquet files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from jobs.storage.errors import InputFault, with_retries
 from jobs.storage.read import read_bytes, read_range
 
 HEADER_BYTES = 512
-"""Before each member of a tar."""
+"""Size of the header before each member of a tar."""
 
 
 def image_refs(rows: pa.Table) -> list[ImageRef]:
-    """Rows of a manifest as they were listed, without what is carried along."""
+    """Convert rows of the manifest to `ImageRef`s, without the copied columns."""
     names = [name for name in ImageRef._fields if name != "columns"]
     return [ImageRef(*values) for values in zip(*(rows.column(name).to_pylist() for name in names), strict=True)]
 
 
 class ImageReader:
-    """Reads images one by one, from several threads. Use as a context manager.
+    """Reads images one by one. Threads may share an instance. Use it as a context manager.
 
     Args:
-        image_column: of Parquet files; None to look for a usual name.
+        image_column: image column of Parquet files; None to search for a usual name.
     """
 
     def __init__(self, image_column: str | None = None) -> None:
@@ -46,7 +46,7 @@ class ImageReader:
                 file.close()
 
     def read(self, image: ImageRef) -> bytes:
-        """The bytes of an image.
+        """Read the bytes of an image.
 
         Raises:
             InputFault, TransportFault, AccessDenied: as `jobs.storage.read.read_bytes`.
@@ -75,7 +75,7 @@ class ImageReader:
 
 
 def _from_tar(path: str, offset: int, size: int) -> bytes:
-    """A member's bytes; its header, which is read along, says whether the tar is still the one that was listed."""
+    """Read a member and its header; the header shows whether the tar has changed since it was listed."""
     data = read_range(path, offset - HEADER_BYTES, HEADER_BYTES + size)
     try:
         header = tarfile.TarInfo.frombuf(data[:HEADER_BYTES], "utf-8", "surrogateescape")

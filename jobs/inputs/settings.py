@@ -1,4 +1,4 @@
-"""What counts as an image of an input: the flags that both jobs over images share."""
+"""Command-line options that select input images, shared by the caption job and the feature job."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ InputFormat = Literal["auto", "images", "webdataset", "parquet", "manifest"]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
-    """What the inputs are, and which of their images are taken."""
+    """What the inputs contain, and which of their images are processed."""
 
     input_format: InputFormat = "auto"
-    """What an input holds: image files; tars of a WebDataset; Parquet files with the images' bytes; or a manifest that
-lists paths or URLs (Parquet, CSV, or text with one a line). By default an input that ends in .tar, .parquet, .csv,
-.tsv or .txt is what it ends in, and any other holds image files."""
+    """What an input contains: image files; tars of a WebDataset; Parquet files with the bytes of images; or a manifest
+of paths or URLs (Parquet, CSV, or text with one per line). By default the ending .tar, .parquet, .csv, .tsv or .txt
+decides; all other inputs contain image files."""
     include: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """Only images whose path, or its end from any slash on, matches a pattern such as "*_front.jpg" or "2024/*"; may be
-given several times."""
+    """Process only images that match a pattern such as "*_front.jpg" or "2024/*". The pattern is compared with the path
+and with the rest of the path after each slash. May be repeated."""
     exclude: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """Not those that match this one, likewise."""
+    """Skip images that match a pattern of the same form. May be repeated."""
     by_content: bool = False
-    """Look into files whose names do not end as those of images do, and take those that begin as images do."""
+    """Also examine files without an image extension, and process those whose first bytes are those of an image."""
     columns: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """A column of a manifest or of Parquet files to carry along into the output, or, of a WebDataset, `key`, a member
-such as `txt`, or a field of `json`; OURS=THEIRS gives it another name. May be given several times."""
+    """A column of a manifest or of Parquet files to copy into the output; for a WebDataset `key`, a member such as
+`txt`, or a field of `json`. NEW=OLD renames it. May be repeated."""
     path_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: path, url, …)")] = None
-    """The column of a manifest that holds paths or URLs."""
+    """The column of a manifest that contains paths or URLs."""
     image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: jpg, image, …)")] = None
-    """The column of Parquet files that holds the images' bytes."""
+    """The column of Parquet files that contains the bytes of images."""
     root: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: the manifest's folder)")] = None
-    """What a manifest's paths start from, where they are relative."""
+    """The folder or URL that relative paths of a manifest start from."""
 
     def __post_init__(self) -> None:
         names = [ours for ours, _ in self.carried]
@@ -45,6 +45,6 @@ such as `txt`, or a field of `json`; OURS=THEIRS gives it another name. May be g
 
     @property
     def carried(self) -> tuple[tuple[str, str], ...]:
-        """(name in the output, name in the input) of each column that is carried along."""
+        """Pairs (name in the output, name in the input) of the columns that are copied."""
         pairs = [text.partition("=") for text in self.columns]
         return tuple((ours, theirs or ours) for ours, _, theirs in pairs)

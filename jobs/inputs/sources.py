@@ -1,4 +1,4 @@
-"""The inputs of a job as one stream of images, whatever holds them: the first step, and the plan's only source."""
+"""Lists the images of all inputs of a job as one stream, whatever format each input has."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ T = TypeVar("T")
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 SHARDS_AT_ONCE = 8
-"""Remote shards that are indexed at the same time."""
+"""Number of remote shards that are indexed concurrently."""
 FILES_AT_ONCE = 32
-"""Remote files that are looked into at the same time."""
+"""Number of remote files whose first bytes are read concurrently."""
 FIRST_BYTES = 64
-"""Enough for `begins_as_image`."""
+"""Number of bytes that `begins_as_image` needs."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a user named, with what he said of it."""
+    """The inputs that a user named, and the options that select images from them."""
 
     inputs: tuple[str, ...]
     settings: SourceSettings = field(default_factory=SourceSettings)
 
     def list(self, known_shards: Collection[str] = ()) -> Iterator[ImageRef]:
-        """The images of each input in turn.
+        """Stream the images of all inputs, one input after the other.
 
         Args:
-            known_shards: shards that need no second look.
+            known_shards: shards that are listed completely already and are skipped.
 
         Raises:
-            ValueError: an input does not exist, may not be listed, or is not what it should be.
-            AccessDenied, TransportFault: the storage does not answer.
+            ValueError: an input does not exist, cannot be listed, or has another format than stated.
+            AccessDenied, TransportFault: the storage rejects the credentials or does not answer.
         """
         for text in self.inputs:
             yield from self._list_input(text, known_shards, SHARDS_AT_ONCE)
 
     def first(self, text: str) -> ImageRef | None:
-        """The first image of one input."""
+        """Return the first image of one input; None if there is none."""
         return next(self._list_input(text, (), 0), None)
 
     @property
     def looked_for(self) -> str:
-        """What was looked for, for a person who wonders that nothing was found."""
+        """Describe which files were searched for, for the message that no image was found."""
         kinds = {
             "webdataset": "tars are looked for, and in them files that end as images do",
             "parquet": "Parquet files with a column of images are looked for; --image-column names it",
@@ -75,10 +75,10 @@ class Sources:
         return kinds.get(self.settings.input_format, files) + filters
 
     def columns(self) -> pa.Schema:
-        """Names and types of the columns that are carried along.
+        """Return names and types of the copied columns.
 
         Raises:
-            ValueError: no input has one of them, or they differ in its type.
+            ValueError: no input has one of the columns, or its type differs between inputs.
         """
         found: dict[str, pa.DataType] = {}
         for text in self.inputs if self.settings.columns else ():
@@ -93,7 +93,7 @@ class Sources:
         return pa.schema([(ours, found[ours]) for ours, _ in self.settings.carried])
 
     def local_roots(self) -> tuple[str, ...]:
-        """The local folders that the images are in, which every machine of a cluster must see."""
+        """Return the local folders that contain the images; every machine of a cluster must see them."""
         roots = []
         for text in self.inputs:
             if self._format(text) == "manifest":
@@ -136,7 +136,7 @@ class Sources:
                 return (item._replace(columns=(None,) * len(theirs)) for item in found) if theirs else found
 
     def _format(self, text: str) -> str:
-        """The format of an input, by what it ends in where nobody says."""
+        """Return the format of an input, derived from its name if the user did not state it."""
         if self.settings.input_format != "auto":
             return self.settings.input_format
         if os.path.isdir(os.path.expanduser(text.removeprefix("file://"))):
@@ -155,7 +155,7 @@ class Sources:
         return image_column(schema, self.settings.image_column) is not None
 
     def _columns_of(self, text: str) -> dict[str, pa.DataType] | None:
-        """Columns of an input by its first file; None if they are all texts, as members of a tar are."""
+        """Return the columns of an input according to its first file; None if all are text, as for members of a tar."""
         kind = self._format(text)
         if kind == "webdataset":
             return None
@@ -180,7 +180,9 @@ class Sources:
         return either(self.settings.include), either(self.settings.exclude)
 
     def _of_content(self, text: str) -> Iterator[ImageRef]:
-        """All files of an input that are images by name or, where the name says nothing, by their first bytes."""
+        """List the files of an input that are images by their name or, without a known extension, by their first
+        bytes.
+        """
         for taken, item in _in_threads(_begins_as_image, list_files(text, ("",)), FILES_AT_ONCE):
             if taken:
                 yield item
@@ -198,7 +200,7 @@ def _begins_as_image(item: ImageRef) -> bool:
 
 
 def _index(shards: Iterable[str], index: Callable[[str], Iterator[ImageRef]], at_once: int) -> Iterator[ImageRef]:
-    """What is in each shard, in order; a few at once where each takes its time, and 0 where none should wait."""
+    """List the images of each shard in order. `at_once` shards are indexed concurrently; 0 indexes them lazily."""
     if not at_once:
         return itertools.chain.from_iterable(map(index, shards))
     whole = _in_threads(lambda path: with_retries(lambda: list(index(path))), shards, at_once)
@@ -206,7 +208,7 @@ def _index(shards: Iterable[str], index: Callable[[str], Iterator[ImageRef]], at
 
 
 def _in_threads(action: Callable[[T], object], items: Iterable[T], at_once: int) -> Iterator[tuple]:
-    """(action(item), item) in order, a few items ahead: neither all nor one by one."""
+    """Yield (action(item), item) in order, with a bounded number of items in progress."""
     with ThreadPoolExecutor(at_once) as pool:
         ahead: collections.deque[tuple[Future, T]] = collections.deque()
         try:
@@ -224,7 +226,7 @@ def _in_threads(action: Callable[[T], object], items: Iterable[T], at_once: int)
 
 
 def _translating(found: Iterator[ImageRef]) -> Iterator[ImageRef]:
-    """A storage's exceptions in the middle of a listing, in the terms of `fetch`."""
+    """Convert exceptions of a storage library during a listing to those of `jobs.storage.errors`."""
     try:
         yield from found
     except (ValueError, AccessDenied, TransportFault):

@@ -1,7 +1,7 @@
-"""Files that hold many images, as img2dataset and WebDataset make them: tars, and Parquet with the images' bytes.
+"""Lists the images in the tars of a WebDataset, such as img2dataset writes.
 
-A shard is indexed once, when the input is listed; each of its images is then read by itself, on any machine: a tar's by
-the range of its bytes, a Parquet file's by its row.
+A tar is indexed once, when the input is listed. Each image is then read independently by its byte range, on any
+machine.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from jobs.storage.random_access import open_shard
 
 TAR_EXTENSIONS = (".tar",)
 KEY = "key"
-"""A column of every tar: the name that the members of one sample share."""
+"""Column that every tar has: the name that the members of one sample share."""
 LARGEST_TEXT = 2**20
-"""Bytes of a member that is carried along as a column."""
+"""Largest member, in bytes, that can be copied into a column."""
 
 
 def list_tar(path: str, columns: Sequence[str] = ()) -> Iterator[ImageRef]:
-    """The images of a tar, in its order. Where it is damaged, a last entry without an offset stands for the rest.
+    """List the images of a tar in file order. For a damaged tar, a last entry without an offset stands for the rest.
 
     Args:
-        columns: of each sample: `key`, an extension of its members (such as `txt`: the member's text), or a field of
-            its `json` member. None where a sample has no such thing.
+        columns: values to copy for each sample: `key`, the text of a member by its extension (such as `txt`), or a
+            field
+            of its `json` member; None where a sample has no such value.
     """
     with open_shard(path) as stream:
         try:
@@ -47,7 +48,7 @@ def list_tar(path: str, columns: Sequence[str] = ()) -> Iterator[ImageRef]:
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
-    """Files that follow one another and share their name up to the first dot of its last part."""
+    """Group consecutive members whose names are equal up to the first dot of the file name."""
     key = ""
     members: list[tarfile.TarInfo] = []
     while (member := tar.next()) is not None:
@@ -97,5 +98,5 @@ def _json_object(text: str | None) -> dict[str, Any]:
 
 
 def printable_name(name: str) -> str:
-    """A member's name as Parquet can hold it."""
+    """Return a member's name as valid UTF-8, which Parquet requires."""
     return name.removeprefix("./").encode("utf-8", "surrogateescape").decode("utf-8", "replace")

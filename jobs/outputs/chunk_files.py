@@ -1,7 +1,7 @@
-"""A job's rows at their destination: one Parquet file per range of image ids, whose presence means finished.
+"""Stores the rows of a job: one Parquet file per range of image ids. A range is finished when its file exists.
 
-`captions-000000000000-000000000511.parquet` holds a row for each image id from 0 to 511. So a listing tells what
-is left to do, a file written twice replaces itself, and `pandas.read_parquet(folder)` reads everything.
+`captions-000000000000-000000000511.parquet` contains one row for each image id from 0 to 511. A listing therefore shows
+which images remain, writing a file twice replaces it, and `pandas.read_parquet(folder)` reads all rows.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from jobs.outputs.id_ranges import IdRange, cut, without_covered
 from jobs.storage.folder import TEMPORARY, Folder
 
 ROWS_PER_FILE = 50_000
-"""About how many rows a file has after `compact`."""
+"""Approximate number of rows per file after `compact`."""
 LARGEST_CHUNK = 2_048
-"""A file of more rows is split before some of its rows are done again."""
+"""A file with more rows is split before some of its rows are processed again."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Counts(NamedTuple):
-    """Rows of an output."""
+    """Numbers of rows without and with an error."""
 
     done: int
     failed: int
 
     @property
     def total(self) -> int:
-        """Rows with and without an error."""
+        """Number of all rows."""
         return self.done + self.failed
 
 
 @dataclass(frozen=True)
 class ChunkFiles:
-    """The files `<stem>-<first>-<last>.parquet` in a folder; other files there are none of its business."""
+    """The Parquet files `<stem>-<first>-<last>.parquet` of a folder. All other files are ignored."""
 
     folder: Folder
     stem: str
 
     def finished(self) -> list[IdRange]:
-        """Ranges of the files, ascending. Leftovers inside a larger file's range are not among them.
+        """Return the ranges of the files, ascending, without files that lie inside the range of a larger file.
 
         Raises:
             ValueError: files overlap in a way that this project does not produce.
@@ -59,7 +59,7 @@ class ChunkFiles:
             raise ValueError(f"{self.folder.url}: {error}: move one of these files away") from error
 
     def write(self, ids: IdRange, table: pa.Table) -> None:
-        """Write (or replace) the file of a range."""
+        """Write the file of a range, replacing an existing one."""
         assert table.num_rows == ids.size, f"{table.num_rows} rows for {ids}"
         sink = pa.BufferOutputStream()
         # A dictionary and statistics of a tensor's values take three times as long as all else, and help nobody.
@@ -75,24 +75,24 @@ class ChunkFiles:
         self.folder.write(self._name(ids), memoryview(sink.getvalue()))
 
     def read(self, ids: IdRange, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of the file of exactly this range."""
+        """Read the rows of the file of exactly this range."""
         return self.folder.read_with(self._name(ids), lambda file: pq.ParquetFile(file).read(columns=columns))
 
     def exists(self, ids: IdRange) -> bool:
-        """Whether there is a file of exactly this range."""
+        """Whether a file of exactly this range exists."""
         return self.folder.exists(self._name(ids))
 
     def metadata(self, ids: IdRange) -> dict[str, str]:
-        """The project's own metadata of a file, see `schemas.with_metadata`."""
+        """Return the project's own metadata of a file, see `schemas.with_metadata`."""
         stored = self.folder.read_with(self._name(ids), pq.read_schema).metadata or {}
         prefix = b"captionlib."
         return {k[len(prefix) :].decode(): v.decode() for k, v in stored.items() if k.startswith(prefix)}
 
     def count(self, ranges: Iterable[IdRange]) -> dict[IdRange, Counts]:
-        """Rows of each file without and with an error, from the files' footers.
+        """Count the rows of each file without and with an error, from the footers of the files.
 
         Raises:
-            ValueError: a file's footer contradicts its name.
+            ValueError: the footer of a file contradicts its name.
         """
         ordered = list(ranges)
         counted = dict(zip(ordered, self._parallel(self._count_file, ordered), strict=True))
@@ -105,7 +105,7 @@ class ChunkFiles:
         return counted
 
     def tidy(self) -> None:
-        """Delete what an interrupted run left: files inside a larger file's range, and half-written ones."""
+        """Delete remains of an interrupted run: files inside the range of a larger file, and incomplete files."""
         for ids in without_covered(self._listed())[1]:
             self.folder.delete(self._name(ids))
         for name in self.folder.names():
@@ -115,14 +115,14 @@ class ChunkFiles:
     def compact(self, target_rows: int = ROWS_PER_FILE) -> None:
         """Merge adjacent small files into files of about `target_rows` rows.
 
-        A killed run leaves the small files beside the large one that holds their rows: `tidy` deletes them.
+        After a crash, small files may exist beside the merged file; `tidy` deletes them.
         """
         self._parallel(self._merge_files, adjacent_groups(self.finished(), target_rows))
 
     def split_for_redo(self, images_per_chunk: int) -> dict[IdRange, int]:
-        """The files that hold errors, and how many, after cutting large ones into chunks.
+        """Return the files that contain errors with the number of errors, after splitting large files into chunks.
 
-        A killed run leaves chunks beside the large file that holds their rows: `tidy` deletes them.
+        After a crash, chunks may exist beside the large file that they were split from; `tidy` deletes them.
         """
         found: dict[IdRange, int] = {}
         for ids, counts in self.count(self.finished()).items():
@@ -142,7 +142,7 @@ class ChunkFiles:
         return found
 
     def delete(self) -> None:
-        """Delete all of these files, and nothing else."""
+        """Delete all of these files; other files of the folder remain."""
         self._parallel(self.folder.delete, [self._name(ids) for ids in self._listed()])
 
     def _name(self, ids: IdRange) -> str:
@@ -168,7 +168,7 @@ class ChunkFiles:
 
 
 def _count_rows(file: IO[bytes]) -> Counts:
-    """Rows without and with an error, by the file's footer if it says so."""
+    """Count rows without and with an error, from the footer if it contains the statistics."""
     parquet = pq.ParquetFile(file)
     footer = parquet.metadata
     column = footer.schema.names.index("error")
@@ -181,9 +181,9 @@ def _count_rows(file: IO[bytes]) -> Counts:
 
 
 def adjacent_groups(ranges: Iterable[IdRange], target_rows: int) -> list[list[IdRange]]:
-    """Groups of at least two ranges that follow one another without a gap, each of about `target_rows` ids.
+    """Group at least two ranges without a gap between them, each group with about `target_rows` ids.
 
-    A range of more than half that size stays as it is.
+    A range larger than half that size is not merged.
     """
     groups: list[list[IdRange]] = [[]]
     size = 0
@@ -200,12 +200,12 @@ def adjacent_groups(ranges: Iterable[IdRange], target_rows: int) -> list[list[Id
 
 
 def replace_rows(old: pa.Table, new: pa.Table) -> pa.Table:
-    """`old` with the rows of `new` in place of those with the same image_id; both ascending by image_id."""
+    """Replace rows of `old` by rows of `new` with the same image_id; both are sorted by image_id."""
     kept = old.filter(pc.invert(pc.is_in(old.column("image_id"), value_set=new.column("image_id"))))
     return pa.concat_tables([kept.cast(new.schema), new]).sort_by("image_id")
 
 
 def failed_ids(rows: Any) -> list[int]:
-    """Image ids of the rows that have an error."""
+    """Return the image ids of the rows with an error."""
     ids: list[int] = rows.filter(pc.is_valid(rows.column("error"))).column("image_id").to_pylist()
     return ids

@@ -1,4 +1,4 @@
-"""The finished rows in other formats, for tools that read no Parquet: one file each beside the folder of rows."""
+"""Exports the finished rows to formats other than Parquet: one file each, beside the folder of rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = ("jsonl", "csv")
 
 
 def export(output: Folder, files: ChunkFiles, formats: list[str]) -> None:
-    """Write `<rows>.<format>` anew from all rows: complete under its name, or as it was before.
+    """Write `<rows>.<format>` from all rows. The file is replaced completely or not at all.
 
     Raises:
         OSError: it cannot be written.
@@ -29,7 +29,7 @@ def export(output: Folder, files: ChunkFiles, formats: list[str]) -> None:
 
 
 def formats_there(output: Folder, files: ChunkFiles) -> list[str]:
-    """The formats that were asked for before: they are kept up to date."""
+    """Return the formats that earlier runs exported; they are kept up to date."""
     return [name for name in FORMATS if output.exists(f"{files.stem}.{name}")]
 
 
@@ -55,7 +55,7 @@ def _write_csv(sink: IO[bytes], tables: Iterator[pa.Table]) -> None:
 
 
 def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as CSV can hold it: what is nested becomes JSON."""
+    """Convert a nested column to JSON texts, because CSV cannot hold it."""
     if not pa.types.is_nested(column.type) and not pa.types.is_binary(column.type):
         return column
     texts = [None if v is None else json.dumps(v, ensure_ascii=False, default=_text) for v in column.to_pylist()]
@@ -63,6 +63,6 @@ def _flat(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _text(value: Any) -> str:
-    """What JSON does not know: dates as ISO 8601, bytes as hexadecimal digits."""
+    """Convert values that JSON cannot represent: dates to ISO 8601, bytes to hexadecimal digits."""
     to_text: Callable[[], str] | None = getattr(value, "isoformat", getattr(value, "hex", None))
     return to_text() if to_text is not None else str(value)

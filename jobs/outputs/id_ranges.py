@@ -1,6 +1,6 @@
-"""Ranges of image ids: how a job knows what is finished and what is left, without holding one id per image.
+"""Ranges of image ids: which images are finished and which remain, without storing one id per image.
 
-A range is inclusive at both ends, as in the names of the output's files.
+A range includes both ends, as in the names of the output files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class IdRange(NamedTuple):
-    """Image ids `first` to `last`, both included."""
+    """Image ids from `first` to `last`, both included."""
 
     first: int
     last: int
@@ -21,12 +21,12 @@ class IdRange(NamedTuple):
         return self.last - self.first + 1
 
     def covers(self, other: IdRange) -> bool:
-        """Whether every id of `other` is in this range."""
+        """Whether this range contains every id of `other`."""
         return self.first <= other.first and other.last <= self.last
 
 
 def merge(ranges: Iterable[IdRange]) -> list[IdRange]:
-    """The same ids as few ascending ranges: overlapping and adjacent ones become one."""
+    """Return the same ids as few ascending ranges; overlapping and adjacent ranges are joined."""
     merged: list[IdRange] = []
     for here in sorted(ranges):
         if merged and here.first <= merged[-1].last + 1:
@@ -37,7 +37,7 @@ def merge(ranges: Iterable[IdRange]) -> list[IdRange]:
 
 
 def subtract(planned: Iterable[IdRange], finished: Iterable[IdRange]) -> list[IdRange]:
-    """The ids of `planned` that are not in `finished`, as ascending ranges."""
+    """Return the ids of `planned` that are not in `finished`, as ascending ranges."""
     left: list[IdRange] = []
     done = merge(finished)
     start = 0  # finished ranges before this one end before the planned range begins
@@ -64,7 +64,7 @@ def cut(ranges: Iterable[IdRange], size: int) -> Iterator[IdRange]:
 
 
 def without_covered(ranges: Iterable[IdRange]) -> tuple[list[IdRange], list[IdRange]]:
-    """Split into the ranges that count and those that lie inside another one, which are leftovers.
+    """Separate the ranges that lie inside another range, which remain after an interrupted merge.
 
     Returns:
         (kept, covered), both ascending.
@@ -85,5 +85,5 @@ def without_covered(ranges: Iterable[IdRange]) -> tuple[list[IdRange], list[IdRa
 
 
 def total(ranges: Iterable[IdRange]) -> int:
-    """Number of ids in disjoint ranges."""
+    """Count the ids in disjoint ranges."""
     return sum(here.size for here in ranges)

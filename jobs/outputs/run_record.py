@@ -1,4 +1,4 @@
-"""`run.json`: what made an output, how often it was worked on, and how it stands."""
+"""Reads and writes `run.json`: the settings and versions that made an output, its runs, and its state."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PACKAGES = ("ray", "torch", "openvino", "pillow", "pyarrow", "numpy")
 
 
 def read_record(folder: Folder) -> dict[str, Any]:
-    """The record of an output; empty if there is none.
+    """Read the record of an output; empty if there is none.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     try:
         text = folder.read(NAME)
@@ -36,12 +36,12 @@ def read_record(folder: Folder) -> dict[str, Any]:
 
 
 def write_record(folder: Folder, record: Mapping[str, Any]) -> None:
-    """Write the record, replacing the one that is there."""
+    """Write the record, replacing an existing one."""
     folder.write(NAME, json.dumps(record, indent=2, ensure_ascii=False, default=str).encode() + b"\n")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter; a missing one is left out."""
+    """Return the versions of Python and of the packages that affect results or speed; missing packages are omitted."""
     found = {"python": platform.python_version(), "captionlib": captionlib.__version__}
     for name in _PACKAGES:
         try:
@@ -52,12 +52,12 @@ def versions() -> dict[str, str]:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """Return the current time in UTC in ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def differences(there: Mapping[str, Any], asked: Mapping[str, Any], where: str = "") -> list[str]:
-    """How two groups of settings differ, one phrase per setting."""
+    """Describe how two groups of settings differ, one phrase per setting."""
     found: list[str] = []
     for key in sorted(set(there) | set(asked)):
         old, new = there.get(key), asked.get(key)

@@ -1,6 +1,6 @@
-"""Arrow schemas of every row that is written: the shapes in which data passes between a job's steps and to its users.
+"""Arrow schemas of all rows that pass between the steps of a job or to its users.
 
-(Rows of features: `captionlib.features.store.feature_schema`.)
+`captionlib.features.files.feature_schema` defines the rows of features.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
-"""Rows of another version are not mixed with these."""
+"""An output never mixes rows of different schema versions."""
 
 # A manifest may have one column more, `columns`: a struct of what is carried along into the output.
 MANIFEST = pa.schema(
@@ -93,6 +93,6 @@ RECEIPT = pa.schema(
 
 
 def with_metadata(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
-    """The schema with metadata under the project's own keys, `captionlib.<name>`."""
+    """Return the schema with metadata under the project's own keys, `captionlib.<name>`."""
     own = {f"captionlib.{name}": value for name, value in metadata.items()}
     return schema.with_metadata({**(schema.metadata or {}), **own})

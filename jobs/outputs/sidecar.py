@@ -1,4 +1,4 @@
-"""A text file with the caption beside each image, as tools that train on folders want it: photo.jpg, photo.txt."""
+"""Writes a text file with the caption beside each image, such as photo.txt beside photo.jpg, as trainers expect."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _WRITABLE = ("s3://", "s3a://", "gs://", "gcs://", "abfs://", "abfss://", "az://
 
 @dataclass(frozen=True)
 class Sidecar:
-    """Writes them, with the chunk that an image belongs to, and before its rows."""
+    """Writes the text files of a chunk, before the rows of the chunk."""
 
     mode: SidecarMode
-    """What becomes of a text that is there."""
+    """What happens to an existing text file."""
     prefix: str = ""
     suffix: str = ""
 
     def check(self, listing: Iterable[ImageRef]) -> Iterator[ImageRef]:
-        """The same images.
+        """Pass the images through and check that a file can be written beside each.
 
         Raises:
-            ValueError: one has no place beside it.
+            ValueError: an image is not a file of its own.
         """
         for image in listing:
             if image.shard is not None:
@@ -41,7 +41,7 @@ class Sidecar:
             yield image
 
     def write(self, captions: Iterable[tuple[str, str]]) -> None:
-        """Write the text of each (path, caption). Doing it twice is the same as doing it once.
+        """Write the text of each (path, caption). Writing twice gives the same result as writing once.
 
         Raises:
             PermissionError, TransportFault: as `Folder.write`.

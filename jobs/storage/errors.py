@@ -31,7 +31,7 @@ _BAD_CREDENTIALS = {
 
 
 class InputFault(ValueError):
-    """An image that cannot be read, whoever asks and however often. `kind` is stable, for counting."""
+    """The image itself cannot be read, and retrying cannot help. `kind` is a stable name for statistics."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(kind, message)
@@ -43,20 +43,19 @@ class InputFault(ValueError):
 
 
 class TransportFault(OSError):
-    """The way to an image is broken, not the image. Raised after the last attempt."""
+    """The connection to the storage failed; the image is not at fault. Raised after the last retry."""
 
 
 class AccessDenied(OSError):
-    """The storage refuses the credentials themselves: no retry helps, and no image is at fault."""
+    """The storage rejects the credentials. Retrying cannot help, and no image is at fault."""
 
 
 def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """Do something with a storage; transport faults are retried with exponential back-off and full jitter.
+    """Call `action`, and retry transport faults with exponential back-off and full jitter.
 
     Raises:
-        FileNotFoundError, PermissionError, IsADirectoryError, InputFault: at once.
-        AccessDenied: at once.
-        TransportFault: after the last attempt; its text is the last fault's.
+        FileNotFoundError, PermissionError, IsADirectoryError, InputFault, AccessDenied: immediately.
+        TransportFault: after the last attempt, with the message of the last fault.
     """
     for attempt in range(attempts):
         try:
@@ -74,7 +73,9 @@ def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
 
 
 def classify_storage_error(error: Exception) -> Exception:
-    """Any exception of a storage library as one of four: not there, not allowed, a folder, or a transport fault."""
+    """Convert an exception of a storage library into FileNotFoundError, PermissionError, IsADirectoryError,
+    `AccessDenied` or `TransportFault`.
+    """
     if isinstance(error, (InputFault, TransportFault, AccessDenied, FileNotFoundError, IsADirectoryError)):
         return error
     if isinstance(error, OSError) and error.errno in _NOT_THERE:
@@ -96,7 +97,7 @@ def classify_storage_error(error: Exception) -> Exception:
 
 
 def _storage_code(error: BaseException | None) -> str:
-    """The error code of an object store, from the exception that s3fs made of it."""
+    """Return the error code of an object store from the exception that s3fs derived from it."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):

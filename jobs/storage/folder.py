@@ -1,6 +1,6 @@
-"""The output's folder, on a disk or in a bucket: whole files under their final name, or nothing.
+"""Reads and writes whole files in a folder on a disk or in a bucket. A file appears complete or not at all.
 
-A file is written to a hidden temporary name and renamed; in an object store it is one PUT, which is as atomic.
+On a disk, a file is written under a hidden temporary name and renamed. In an object store one PUT is equally atomic.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci",
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder or an fsspec URL. Holds no connection, so it travels to the workers as it is."""
+    """A local folder or an fsspec URL. It holds no connection, so it can be sent to workers."""
 
     url: str
-    """Absolute path, or URL, without a slash at its end."""
+    """Absolute path or URL, without a trailing slash."""
 
     @classmethod
     def of(cls, path: str) -> Folder:
-        """The folder of a path that a person typed."""
+        """Create the folder for a path or URL that a person typed."""
         path = path.removeprefix("file://")
         return cls(os.path.abspath(os.path.expanduser(path)) if is_local(path) else path.rstrip("/"))
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on a disk of this machine."""
+        """Whether the folder is on a disk of this machine."""
         return is_local(self.url)
 
     @property
     def parent(self) -> Folder:
-        """The folder that it lies in."""
+        """The parent folder."""
         return Folder(os.path.dirname(self.url))
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.url}/{name}")
 
     def names(self) -> list[str]:
-        """Names of the files in the folder, sorted; empty if there is no such folder."""
+        """List the names of the files in the folder, sorted. A missing folder gives an empty list."""
         if self.is_local:
             try:
                 return sorted(entry.name for entry in os.scandir(self.url) if entry.is_file())
@@ -62,27 +62,27 @@ class Folder:
         return sorted(os.path.basename(item["name"]) for item in found if item["type"] == "file")
 
     def read(self, name: str) -> bytes:
-        """A file's bytes.
+        """Read a whole file.
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: the file does not exist.
         """
         return with_retries(lambda: read_once(f"{self.url}/{name}"))
 
     def write(self, name: str, data: bytes | memoryview, *, durable: bool = True) -> None:
-        """Write a whole file, replacing one of that name.
+        """Write a whole file, replacing an existing one.
 
         Args:
-            durable: wait until it is on the disk, so that not even a power cut takes it away.
+            durable: wait until the data is on the disk, so that it survives a power failure.
 
         Raises:
-            PermissionError, TransportFault: it could not be written.
+            PermissionError, TransportFault: the file could not be written.
         """
         with_retries(lambda: self._write(name, data, durable))
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write piece by piece, which takes its name at the end of the `with`, if that ends well."""
+        """Open a file for writing in pieces. It gets its final name when the `with` block ends without an error."""
         target, hidden = f"{self.url}/{name}", f"{self.url}/.{name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         if not self.is_local:
             with filesystem(self.url).transaction, filesystem(self.url).open(target, "wb") as file:
@@ -92,7 +92,7 @@ class Folder:
             yield file
 
     def delete(self, name: str) -> None:
-        """Delete a file; that it is not there any more is fine."""
+        """Delete a file; a missing file is not an error."""
 
         def delete() -> None:
             if self.is_local:
@@ -104,19 +104,20 @@ class Folder:
             with_retries(delete)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Whether the file exists."""
         found: bool = with_retries(lambda: filesystem(self.url).exists(f"{self.url}/{name}"))
         return found
 
     def read_with(self, name: str, read: Callable[[IO[bytes]], T]) -> T:
-        """What `read` makes of a file by random access: Parquet's footer and single columns are read without the rest.
+        """Return the result of `read` on a file opened for random access, so that only the needed bytes are
+        transferred.
 
         Args:
-            read: is called again where the storage fails under it.
+            read: called with the open file, and again after a transport fault.
 
         Raises:
-            ValueError: `read` found the file to be damaged.
-            FileNotFoundError: no such file.
+            ValueError: `read` reported that the file is damaged.
+            FileNotFoundError: the file does not exist.
         """
 
         def attempt() -> T | _Damaged:
@@ -132,10 +133,10 @@ class Folder:
         return found
 
     def check_writable(self) -> None:
-        """Make the folder, and write and delete a file in it.
+        """Create the folder, then write and delete a test file in it.
 
         Raises:
-            OSError: it cannot be done.
+            OSError: this failed.
         """
         name = f".check-{uuid.uuid4().hex}"
         self.write(name, b"captionlib")
@@ -165,7 +166,7 @@ class _Damaged:
 
 @contextlib.contextmanager
 def _replacing(target: str, hidden: str, durable: bool) -> Iterator[IO[bytes]]:
-    """A local file under a hidden name, which takes the place of the target if the `with` ends well."""
+    """Open a local file under a hidden name and rename it to `target` when the `with` block ends without an error."""
     try:
         with open(hidden, "wb") as file:
             yield file
@@ -179,14 +180,14 @@ def _replacing(target: str, hidden: str, durable: bool) -> Iterator[IO[bytes]]:
 
 
 def check_path_visible(folder: str, what: str) -> None:
-    """This machine sees a folder that the job's other machines see.
+    """Check that this machine sees a folder that the other machines of the job see.
 
     Args:
-        folder: a URL is taken to be seen by all.
-        what: it is to the job, for the message.
+        folder: local path or URL; URLs are assumed to be visible everywhere.
+        what: role of the folder, such as "input", for the error message.
 
     Raises:
-        AccessDenied: it does not.
+        AccessDenied: the folder does not exist on this machine.
     """
     if is_local(folder) and not os.path.isdir(folder):
         raise AccessDenied(
@@ -196,4 +197,4 @@ def check_path_visible(folder: str, what: str) -> None:
 
 
 TEMPORARY = ".tmp"
-"""What the name of a half-written file ends with; it also begins with a dot, so readers pass over it."""
+"""Suffix of incomplete files. Their names also start with a dot, so that readers ignore them."""

@@ -11,10 +11,10 @@ _PACKAGE = "/runtime_resources/working_dir_files/"
 
 
 def check_paths_outlive_job(*paths: str) -> None:
-    """Whatever a job reads and writes must outlive it.
+    """Check that no path lies in the working directory of a submitted Ray job, which Ray deletes after the job.
 
     Raises:
-        ValueError: a path lies in the package of `ray job submit`, as each relative path does there.
+        ValueError: a path lies there, as every relative path does under `ray job submit`.
     """
     for path in paths:
         if is_local(path) and _PACKAGE in os.path.abspath(os.path.expanduser(path.removeprefix("file://"))):
@@ -25,7 +25,7 @@ def check_paths_outlive_job(*paths: str) -> None:
 
 
 def without_password(url: str) -> str:
-    """A URL without `user:password@` and without its query, which may be a signature."""
+    """Remove `user:password@` and the query, which may be a signature, from a URL."""
     if "://" not in url:
         return url
     return re.sub(r"://[^/@]*@", "://", url).partition("?")[0]

@@ -9,12 +9,12 @@ from typing import IO
 from jobs.storage.read import filesystem, is_local
 
 BLOCK_BYTES = 2**22
-"""Read ahead in a remote tar: members are small, so it is read from end to end."""
+"""Bytes that are read ahead in a remote tar, because its members are small and it is read sequentially."""
 
 
 @contextlib.contextmanager
 def open_shard(path: str) -> Iterator[IO[bytes]]:
-    """A shard for random access, on a disk or behind a URL."""
+    """Open a tar or Parquet file for random access, on a disk or behind a URL."""
     if is_local(path):
         with open(path, "rb") as local:
             yield local

@@ -1,8 +1,6 @@
-"""Bytes of an input: the first thing that a worker does with a path, and the place where two kinds of fault part.
+"""Reads whole files or byte ranges from disk, HTTP or object storage, with retries.
 
-An **input fault** (not there, no permission, too large) is a property of the image and becomes a row with an
-error. A **transport fault** (time-out, reset connection, 5xx, a body cut short) is not: it is retried with back-off,
-and if it goes on, the image is left for later.
+`jobs.storage.errors` explains the two kinds of failure: input faults and transport faults.
 """
 
 from __future__ import annotations
@@ -18,20 +16,20 @@ from jobs.storage.s3 import S3Objects
 T = TypeVar("T")
 
 MAX_BYTES = 2**28
-"""A file larger than this is no image that could be captioned; reading it would only fill the worker's memory."""
+"""Larger files are rejected: no image needs as much, and reading one could exhaust the memory of the worker."""
 
 
 def read_bytes(path: str, size: int | None = None) -> bytes:
-    """The whole file.
+    """Read a whole file, with retries.
 
     Args:
-        path: absolute, or an fsspec URL.
-        size: in bytes, as the listing said; a shorter body counts as cut short, unless the file did change.
+        path: absolute path or fsspec URL.
+        size: bytes according to the listing. A shorter body is retried as truncated, unless the file has changed since.
 
     Raises:
         InputFault: kinds NotFound, PermissionDenied, NotAFile, FileTooLarge.
-        TransportFault: after all attempts.
-        AccessDenied: the credentials were refused.
+        TransportFault: after the last retry.
+        AccessDenied: the credentials were rejected.
     """
     if size is not None and size > MAX_BYTES:
         raise InputFault("FileTooLarge", f"{size} bytes, {MAX_BYTES} is the limit")
@@ -46,7 +44,7 @@ def read_bytes(path: str, size: int | None = None) -> bytes:
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
-    """Some bytes of a file; fewer where it ends before them.
+    """Read `size` bytes from `offset` on, or fewer at the end of the file.
 
     Raises:
         InputFault, TransportFault, AccessDenied: as `read_bytes`.
@@ -72,7 +70,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
 
 
 def _to_fault(path: str, attempt: Callable[[], T]) -> T:
-    """Read, with retries; that the file is not there or not for us is its own fault."""
+    """Read with retries, and convert a missing or forbidden file into an `InputFault`."""
     try:
         return with_retries(attempt)
     except (InputFault, AccessDenied, TransportFault):
@@ -93,7 +91,9 @@ _s3_objects = S3Objects()
 
 
 def filesystem(path: str) -> Any:
-    """The fsspec filesystem of a path or URL: one per protocol and process, without cached listings."""
+    """Return the fsspec filesystem for a path or URL: one instance per protocol and process, without cached
+    listings.
+    """
     import fsspec
 
     protocol = "file" if is_local(path) else path.partition("://")[0]
@@ -108,12 +108,12 @@ def filesystem(path: str) -> Any:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is on a disk of this machine (or one that is mounted), not behind a URL."""
+    """Whether a path is on a local or mounted disk rather than a URL."""
     return "://" not in path or path.startswith("/")
 
 
 def read_once(path: str) -> bytes:
-    """A whole file, in one attempt; exceptions are those of whatever storage library reads it."""
+    """Read a whole file in one attempt. Exceptions are those of the storage library."""
     if is_local(path):
         with open(path, "rb") as file:
             return file.read()
@@ -127,7 +127,7 @@ def read_once(path: str) -> bytes:
 
 
 def open_once(path: str) -> IO[bytes]:
-    """A file for random access; exceptions as of `read_once`."""
+    """Open a file for random access in one attempt. Exceptions are those of the storage library."""
     found = _s3_objects.open(path) if _is_s3(path) else None
     if found is not None:
         return found

@@ -1,5 +1,7 @@
-"""Objects in S3 by Arrow's client, at a fifth of what s3fs takes of a CPU for each. Endpoint and credentials are found
-as s3fs finds them, and whatever Arrow cannot read is left to s3fs, which says why.
+"""Reads S3 objects with Arrow's client, which needs a fifth of the CPU time of s3fs per object.
+
+Endpoint and credentials are found as s3fs finds them. Objects that Arrow cannot read are left to s3fs, which gives the
+better error message.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ T = TypeVar("T")
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
 STRIKES = 3
-"""Objects in a row that s3fs could read and Arrow could not: then it is not the objects."""
+"""Number of consecutive objects that s3fs could read and Arrow could not, after which Arrow is disabled."""
 DISABLED_SECONDS = 300.0
-"""For so long s3fs reads alone then: the storage may have been busy, or Arrow may not get on with it at all."""
+"""Seconds for which s3fs then reads alone: the storage may be overloaded, or incompatible with Arrow."""
 
 
 class S3Objects:
-    """Reads objects, from several threads."""
+    """Reads S3 objects with Arrow. Threads may share an instance."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,7 +36,7 @@ class S3Objects:
         self._disabled_until = 0.0
 
     def read(self, path: str) -> bytes | None:
-        """The object at s3://bucket/key; None where s3fs is to be asked, whatever the reason."""
+        """Read the object at s3://bucket/key; None if s3fs should read it instead."""
 
         def whole(filesystem: Any, key: str) -> bytes:
             with filesystem.open_input_stream(key) as stream:
@@ -44,11 +46,11 @@ class S3Objects:
         return self._try(path, whole)
 
     def open(self, path: str) -> IO[bytes] | None:
-        """The object at s3://bucket/key for random access; None as of `read`."""
+        """Open the object at s3://bucket/key for random access; None if s3fs should open it instead."""
         return self._try(path, lambda filesystem, key: filesystem.open_input_file(key))
 
     def record_fallback(self) -> None:
-        """S3fs could read what `read` could not."""
+        """Record that s3fs read an object that `read` or `open` could not."""
         self._strikes += 1
         if self._strikes >= STRIKES:
             self._strikes, self._disabled_until = 0, time.monotonic() + DISABLED_SECONDS
@@ -67,7 +69,7 @@ class S3Objects:
         return result
 
     def _current(self) -> Any:
-        """Arrow's filesystem with the credentials of this moment; None where there are none."""
+        """Return Arrow's filesystem with the current credentials; None if there are none."""
         with self._lock:
             if not self._is_ready:
                 self._find()
@@ -80,7 +82,7 @@ class S3Objects:
             return self._filesystem
 
     def _find(self) -> None:
-        """Endpoint, region and credentials, from the environment, ~/.aws or the machine, as by any client of AWS."""
+        """Find endpoint, region and credentials as every AWS client does: environment, ~/.aws, instance metadata."""
         import botocore.session
         import fsspec
 
