@@ -1,4 +1,4 @@
-"""Image captioning models and what belongs to them; usable without Ray.
+"""Image captioning models, training components and metrics; usable without Ray. `README.md` is the map.
 
 >>> from captionlib import Predictor
 >>> Predictor.from_checkpoint().caption(["photo.jpg"])[0][0].text    # doctest: +SKIP

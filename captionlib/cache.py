@@ -1,7 +1,7 @@
-"""Where a machine keeps what can be made or fetched again: exported graphs, remote checkpoints, arrays of features.
+"""The cache of a machine for everything that can be recreated: exported graphs, remote checkpoints, arrays of features.
 
-Everything appears under its final name at once or not at all, so that processes share a cache without asking
-each other.
+An entry appears under its final name complete or not at all, so that processes can share a cache without
+coordination.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ VARIABLE = "CAPTIONLIB_CACHE"
 
 
 class CacheError(ValueError):
-    """The cache cannot be written, or its disk is full. The message says how to take another folder."""
+    """The cache cannot be written, or its disk is full. The message states how to choose another folder."""
 
 
 def cache_folder(name: str) -> Path:
-    """The folder `name` in $CAPTIONLIB_CACHE (default: ~/.cache/captionlib); it may not exist yet.
+    """Return the folder `name` in $CAPTIONLIB_CACHE (default: ~/.cache/captionlib). It may not exist yet.
 
-    A user without a home, as containers have them, has the default among the temporary files.
+    For a user without a home directory, as in containers, the default is in the folder of temporary files.
     """
     folder = Path(os.environ.get(VARIABLE) or "~/.cache/captionlib")
     try:
@@ -37,15 +37,15 @@ def cache_folder(name: str) -> Path:
 
 
 def digest(*parts: Any) -> str:
-    """24 hexadecimal digits that stand for these values, which JSON must be able to hold."""
+    """Return 24 hexadecimal digits that identify these values, which must be representable as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 @contextlib.contextmanager
 def publish(target: Path) -> Iterator[Path]:
-    """A new folder to write in, which is `target` from the end of the context on.
+    """Create a temporary folder that becomes `target` when the context ends without an error.
 
-    If another process was quicker, its folder stays. After an error nothing is left behind.
+    If another process was faster, its folder is kept.
 
     Raises:
         CacheError: the cache cannot be written, or its disk is full.
@@ -73,7 +73,7 @@ def publish(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """One process or thread at a time; the others wait. A process that dies lets go.
+    """Hold an exclusive lock between processes and threads. The lock of a process that dies is released.
 
     Raises:
         CacheError: the cache cannot be written.

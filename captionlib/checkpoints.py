@@ -1,12 +1,12 @@
-"""Checkpoints: a captioner ↔ a directory of plain files that says everything needed to caption.
+"""Checkpoints: stores a captioner as a folder of plain files with everything that captioning needs.
 
-    config.json        format version, model and search settings, how it was trained
+    config.json        format version, model and search settings, training record
     vocabulary.json    the words
     model.safetensors  encoder and decoder weights, float16
-    encoder_int8.onnx  the encoder in 8-bit integers, where `jobs.quantize` has made it
-    model_card.md      on what, how and how well it was trained
+    encoder_int8.onnx  the encoder in 8-bit integers, if `jobs.quantize` has created it
+    model_card.md      training data, recipe and scores
 
-No pickle: a checkpoint from a stranger is data, not a program.
+No file is a pickle, so loading a checkpoint of unknown origin cannot execute code.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ FORMAT_VERSION = 2
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocabulary.json", "model.safetensors", "model_card.md"
 INT8_ENCODER = "encoder_int8.onnx"
 DEFAULT_CHECKPOINT = Path(__file__).parent / "pretrained" / "default"
-"""The checkpoint that ships."""
+"""The checkpoint that comes with the project."""
 
 # Batch norm counts its batches to average over all of them, which no network here does.
 _NOT_STORED = "num_batches_tracked"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged or of another version. The message names the file and the remedy."""
+    """A checkpoint is missing, damaged or of another version. The message names the file and what to do."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What `config.json` holds."""
+    """The contents of `config.json`."""
 
     model: ModelConfig
     search: SearchConfig
-    """The decoding that its scores were reached with, and the default."""
+    """Search settings that its scores were reached with; the default for captioning."""
     training: dict[str, Any]
-    """How it was trained and how well, as the training job wrote it down."""
+    """Training settings and scores as the training job recorded them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint(CheckpointConfig):
-    """What a checkpoint directory holds, ready to build the model from."""
+    """The contents of a checkpoint folder, ready to build the model."""
 
     vocabulary: Vocabulary
     weights: dict[str, Tensor]
     """Parameters of a `Captioner`, float32."""
     fingerprint: str
-    """Changes with anything that can change a caption: weights, vocabulary, model settings."""
+    """Hash of everything that can change a caption: weights, vocabulary, model settings."""
     int8_encoder: Path | None = None
-    """The encoder's graph in 8-bit integers (see `captionlib.engines.quantization`), where there is one."""
+    """Graph of the encoder in 8-bit integers (see `captionlib.engines.quantization`); None if there is none."""
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The weights of the captioner's `encoder` or `decoder`, named as these name them."""
+        """Return the weights of the `encoder` or the `decoder`, with the parameter names of that module."""
         prefix = f"{name}."
         return {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
 
@@ -83,10 +83,10 @@ def save_checkpoint(
     training: dict[str, Any] | None = None,
     card: str = "",
 ) -> None:
-    """Write a captioner. Weights are rounded to float16, but for tensors beyond its range; integers are kept.
+    """Write a captioner. Weights are rounded to float16, except tensors beyond its range; integer tensors are kept.
 
     Raises:
-        ValueError: a weight is infinite or not a number.
+        ValueError: a weight is infinite or NaN.
     """
     from safetensors.torch import save_file
 
@@ -109,7 +109,7 @@ def save_checkpoint(
 
 
 def add_int8_encoder(directory: str | Path, graph: bytes) -> None:
-    """Give a checkpoint its encoder in 8-bit integers, in the place of one that it may have."""
+    """Add an encoder in 8-bit integers to a checkpoint, replacing an existing one."""
     directory = Path(directory)
     data = _read_json(directory)
     (directory / INT8_ENCODER).write_bytes(graph)
@@ -134,16 +134,17 @@ def _stored(module: nn.Module) -> dict[str, Tensor]:
 
 
 def resolve_checkpoint(source: str | Path | None = None) -> Path:
-    """Where a checkpoint is on this machine; one from elsewhere is fetched, once.
+    """Return the local folder of a checkpoint; a remote one is downloaded once.
 
     Args:
-        source: a directory; a URL that fsspec knows, such as s3://bucket/run/best; or None or "default" for the
-            checkpoint that ships. What is fetched lies in $CAPTIONLIB_CACHE (default: ~/.cache/captionlib), and
-            is fetched again when it changes at its source.
+        source: a folder; an fsspec URL such as s3://bucket/run/best; or None or "default" for the checkpoint that comes
+            with the project. Downloads are stored in $CAPTIONLIB_CACHE (default: ~/.cache/captionlib) and renewed when
+            the
+            source changes.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it could not be fetched.
-        captionlib.cache.CacheError: it cannot be written down here.
+        CheckpointError: there is no checkpoint, or it could not be downloaded.
+        captionlib.cache.CacheError: the cache cannot be written.
     """
     if source is None or source == "default":
         if not (DEFAULT_CHECKPOINT / CONFIG).is_file():
@@ -193,10 +194,10 @@ def _fetch(url: str) -> Path:
 
 
 def check_checkpoint(directory: str | Path) -> None:
-    """Look at a checkpoint without loading it: files, version, settings, and the length of the weights' file.
+    """Check a checkpoint without loading it: files, version, settings, and the length of the weights file.
 
     Raises:
-        CheckpointError: what is wrong with which file, and what to do.
+        CheckpointError: a file is wrong; the message names it and states what to do.
     """
     directory = Path(directory)
     read_config(directory)
@@ -222,7 +223,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: as `check_checkpoint`, or the files are not those that were written.
+        CheckpointError: as `check_checkpoint`, or a file has changed since it was written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -246,7 +247,7 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
 
 
 def read_config(directory: str | Path) -> CheckpointConfig:
-    """A checkpoint's settings alone.
+    """Read only the settings of a checkpoint.
 
     Raises:
         CheckpointError: the file is missing, damaged or of another version.
@@ -266,12 +267,12 @@ def read_config(directory: str | Path) -> CheckpointConfig:
 
 
 def checkpoint_fingerprint(directory: str | Path) -> str:
-    """16 hexadecimal digits over weights, words and model settings; decoding settings don't count."""
+    """Return 16 hexadecimal digits that identify weights, vocabulary and model settings, but not search settings."""
     return _fingerprint(Path(directory), _read_json(Path(directory)).get("model"))
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """16 hexadecimal digits over a module's weights, rounded to float16 as checkpoints hold them."""
+    """Return 16 hexadecimal digits that identify a module's weights, rounded to float16 as in checkpoints."""
     digest = hashlib.sha256()
     for name, value in sorted(_stored(module).items()):
         digest.update(name.encode())

@@ -1,7 +1,7 @@
-"""Settings of a captioner, as frozen dataclasses: what a checkpoint's `config.json` holds.
+"""Settings of a captioner as frozen dataclasses; the contents of a checkpoint's `config.json`.
 
-Each default stands here and nowhere else. `from_dict` rejects unknown keys, so that a misspelt setting or a
-checkpoint of a later version fails by name and not by a wrong result.
+Defaults are defined only here. `from_dict` rejects unknown keys, so that a misspelt setting or a checkpoint of a later
+version causes an error instead of a wrong result.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an upright RGB image becomes the encoder's input. Belongs to the encoder's weights."""
+    """How an upright RGB image is converted to the encoder's input. It belongs to the weights of the encoder."""
 
     size: int = 224
     """Side of the square input, in pixels."""
     square: SquareMode = "squash"
-    """How an oblong image is made square: scale both sides, crop the middle, or pad with the mean colour."""
+    """How an image becomes square: scale both sides (stretch), crop the centre, or pad with the mean colour."""
     mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     """Subtracted from each channel's value in [0, 255]."""
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
-    """Then each channel is divided by this."""
+    """Then each channel is divided by this value."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -46,18 +46,18 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Which network turns pixels into features, and which of its outputs are the features."""
+    """The network that turns pixels into features, and which of its outputs are used."""
 
     kind: EncoderKind = "efficientnet_lite"
-    """`vectors` is no network: features are given ready-made."""
+    """Library of the network; `vectors` means ready-made features without a network."""
     name: str = "efficientnet_lite0"
-    """The architecture's name in its library, such as `resnet50` or `efficientnet_lite0`."""
+    """Name of the architecture in its library, such as `resnet50` or `efficientnet_lite0`."""
     features: FeatureKind = "grid"
     """`grid`: (B, N, D), the last stage's positions; `pooled`: (B, 1, D); `logits`: (B, 1, classes)."""
     feature_dim: int = 1280
-    """D. Set from the network when an encoder is built by name."""
+    """Feature width D, determined when an encoder is built by name."""
     num_positions: int = 49
-    """N."""
+    """Number of positions N."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
@@ -72,22 +72,22 @@ class DecoderConfig:
 
     kind: DecoderKind = "lstm_attention"
     attention: AttentionKind = "additive"
-    """Which attention looks at the features (LSTM with attention only)."""
+    """Attention over the features (only for `lstm_attention` and `lstm_adaptive`)."""
     projection_dim: int = 512
-    """Features are projected to this width and layer-normalised before anything else; 0 leaves them as they are."""
+    """Features are first projected to this width and layer-normalised; 0 uses them unchanged."""
     hidden_dim: int = 512
-    """Width of the LSTM's state, or of the transformer."""
+    """Width of the LSTM state or of the transformer."""
     embedding_dim: int = 300
-    """Width of a word's vector (LSTM decoders)."""
+    """Width of the word embeddings (LSTM decoders)."""
     attention_dim: int = 512
-    """Width of the space in which additive attention compares query and keys."""
+    """Width of the common space of query and keys in additive attention."""
     num_heads: int = 8
     """Heads of multi-head attention and of the transformer."""
     num_layers: int = 2
     """Layers of the transformer."""
     dropout: float = 0.5
     tie_weights: bool = True
-    """The output layer's word vectors are the input embedding's (Press & Wolf 2017)."""
+    """Share the word embeddings between input and output layer (Press & Wolf 2017)."""
     gate: bool = True
     """Scale the context by a gate computed from the state (Xu et al. 2015, section 4.2.1)."""
     max_tokens: int = 40
@@ -105,28 +105,28 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How captions are found. Part of what makes two runs the same."""
+    """How captions are generated. Two runs with the same settings give the same captions."""
 
     method: Literal["greedy", "sample", "beam"] = "beam"
     beam_width: int = 3
     num_captions: int = 1
-    """Captions per image: the best of the beam, or independent samples."""
+    """Number of captions per image: the best of the beam, or independent samples."""
     max_tokens: int = 24
     """Longest caption in words."""
     min_tokens: int = 0
-    """`<eos>` is forbidden before this many words."""
+    """`<eos>` is forbidden before this number of words."""
     length_penalty: float = 0.0
     """Hypotheses are ranked by log-probability / length ** length_penalty."""
     no_repeat_ngram: int = 0
-    """No n-gram of this order occurs twice in a caption; 0 switches it off."""
+    """No n-gram of this order occurs twice in a caption; 0 disables this."""
     allow_unk: bool = False
     temperature: float = 1.0
     top_k: int = 0
-    """Sample among the k most probable words; 0 means all."""
+    """Sample from the k most probable words; 0 means all."""
     top_p: float = 1.0
-    """Sample among the smallest set of words whose probability reaches this (Holtzman et al. 2020)."""
+    """Sample from the smallest set of words whose total probability reaches this value (Holtzman et al. 2020)."""
     diversity_groups: int = 1
-    """Groups of diverse beam search (Vijayakumar et al. 2018); must divide `beam_width`."""
+    """Number of groups of diverse beam search (Vijayakumar et al. 2018); must divide `beam_width`."""
     diversity_strength: float = 0.5
     seed: int = 0
 
@@ -163,25 +163,25 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides a captioner but its weights and its vocabulary."""
+    """All settings of a captioner except its weights and its vocabulary."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain dicts, lists and numbers, ready for JSON."""
+    """Convert a config dataclass to dicts, lists and numbers that JSON can represent."""
     return dataclasses.asdict(config)
 
 
 def from_dict(cls: type[T], data: dict[str, Any], where: str = "") -> T:
-    """The inverse of `to_dict`, for a config dataclass whose values came from a file.
+    """Convert the values of a file to a config dataclass; the inverse of `to_dict`.
 
     Args:
-        where: what the names in error messages begin with, such as `model.`.
+        where: prefix of the names in error messages, such as `model.`.
 
     Raises:
-        ValueError: a key that is unknown or missing, or a value of another type or out of range; by name.
+        ValueError: a key is unknown or missing, or a value has the wrong type or range; the message names it.
     """
     place = where.rstrip(".: ") or cls.__name__
     if not isinstance(data, dict):
@@ -201,7 +201,7 @@ def _is_required(setting: dataclasses.Field[Any]) -> bool:
 
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
-    """`value`, as JSON holds it, as the type that the dataclass states."""
+    """Convert a JSON value to the type that the dataclass declares."""
     if hint is Any:
         return value
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):

@@ -1,19 +1,19 @@
-"""The one caption tokenizer: a raw caption becomes words here, for vocabulary, training and metrics alike.
+"""The caption tokenizer, used for the vocabulary, training and metrics.
 
-The words are those of the field's evaluation code (pycocoevalcap): Stanford's PTBTokenizer (CoreNLP 3.4.1,
-`-preserveLines -lowerCase`), then its list of punctuation removed. A metric's value moves by percents with
-the tokenizer, so it is part of the number; and a model trained on the same words spends no probability
-on words that no tokenized reference holds. It is one regular expression: no Java, no second process.
+Its output equals that of the standard evaluation code (pycocoevalcap): Stanford's PTBTokenizer (CoreNLP 3.4.1,
+`-preserveLines -lowerCase`) followed by removal of its punctuation list. Metrics change by several percent with the
+tokenizer, so it is part of every score. A model trained on the same tokens wastes no probability on tokens that cannot
+occur in a reference. The tokenizer is one regular expression and needs neither Java nor a second process.
 
-Equal to the original on every caption of Flickr8k and of a sample of COCO, as they are and with the spaces
-before punctuation taken out. Known to differ, all of it rare in captions:
+Verified on every caption of Flickr8k and on a sample of COCO, with and without spaces before punctuation. Known
+differences, all of them rare in captions:
 
-- a caption that ends in a single letter and a full stop ("vitamin C."): the original decides between "c" and
-  "c." by the first word of the *next caption in its file*; here a caption stands for itself;
-- tokens with a space inside, which the original makes of phone numbers and HTML tags, are several tokens here
-  (as they are to the metrics, which split at spaces);
-- numeric HTML entities, decomposed accents (NFD), superscript digits, emoticons such as ^_^, words glued
-  together by signs, and low quotation marks.
+- a caption that ends in a single letter and a full stop ("vitamin C."): the original chooses between "c" and "c."
+  depending on the first word of the *next caption in the file*; here, captions are independent;
+- tokens that contain a space in the original (phone numbers, HTML tags) are several tokens here, as they are for the
+  metrics, which split at spaces;
+- numeric HTML entities, decomposed accents (NFD), superscript digits, emoticons such as ^_^, words joined by signs, and
+  low quotation marks.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ _ENTITIES = (("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&a
 
 
 def tokenize(caption: str) -> list[str]:
-    """The caption's words in lower case, without punctuation; clitics are words ("don't" is `do n't`).
+    """Split a caption into lower-case words without punctuation. Clitics are words ("don't" is `do n't`).
 
-    Brackets stay, as `-lrb-` and `-rrb-`: the original lists them for removal in capitals only.
+    Brackets become `-lrb-` and `-rrb-`: the original's removal list contains them in capitals only.
     """
     if not caption.isascii():
         caption = caption.translate(_FRACTIONS)
@@ -140,9 +140,9 @@ _SPLIT_WORDS = re.compile(r"\b(can|gon|got|wan|lem|gim) (not|na|ta|me)\b")
 
 
 def detokenize(tokens: Iterable[str]) -> str:
-    """A readable caption: words joined by spaces, clitics joined to their words, brackets as brackets.
+    """Join words to a readable caption, with clitics attached and brackets restored.
 
-    Not the inverse of `tokenize`: case and punctuation are gone.
+    This is not the inverse of `tokenize`: case and punctuation are lost.
     """
     text = " ".join(tokens)
     for bracket, name in _BRACKETS.items():

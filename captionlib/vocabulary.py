@@ -1,4 +1,4 @@
-"""The vocabulary: tokenised captions → the numbers that decoders work on, and back."""
+"""The vocabulary: maps the words of tokenised captions to the ids that decoders use, and back."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SPECIAL_WORDS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
 class Vocabulary:
-    """Words numbered from 0; the first four are the special ones.
+    """Words with ids from 0; the first four are special.
 
     Args:
-        words: all words in the order of their ids, special ones first.
+        words: all words in the order of their ids, special words first.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -32,14 +32,15 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[Sequence[str]], *, min_count: int = 1, max_size: int | None = None) -> Vocabulary:
-        """The words of tokenised captions, most frequent first, then in alphabetical order.
+        """Collect the words of tokenised captions, the most frequent first and equally frequent ones in alphabetical
+        order.
 
         Args:
-            min_count: rarer words are left out, and become `<unk>`.
-            max_size: most words kept, special ones included.
+            min_count: rarer words are omitted and encoded as `<unk>`.
+            max_size: maximum number of words, including the special ones.
 
         Raises:
-            ValueError: no word would be left.
+            ValueError: no word remains.
         """
         counts = Counter(word for caption in captions for word in caption)
         frequent = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS]
@@ -59,11 +60,11 @@ class Vocabulary:
         return word in self._ids
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Ids of the words, `<unk>` for those not known; no `<bos>` or `<eos>` is added."""
+        """Convert words to ids, unknown words to that of `<unk>`; `<bos>` and `<eos>` are not added."""
         return [self._ids.get(token, UNK) for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> list[str]:
-        """Words up to the first `<eos>`; `<bos>` and `<pad>` are left out."""
+        """Convert ids to words up to the first `<eos>`, without `<bos>` and `<pad>`."""
         words = []
         for index in ids:
             if index == EOS:
@@ -78,10 +79,10 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
-        """Read what `save` wrote.
+        """Read the file that `save` wrote.
 
         Raises:
-            ValueError: the file holds something else.
+            ValueError: the file has another format.
         """
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(data, dict) or not isinstance(data.get("words"), list):

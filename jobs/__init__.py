@@ -1,1 +1,1 @@
-"""The Ray jobs: thin compositions of captionlib."""
+"""The commands and the Ray jobs behind them, composed of captionlib. `README.md` is the map."""

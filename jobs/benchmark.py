@@ -1,10 +1,10 @@
-"""Measure what this machine makes of your own images, step by step, and what a job on many such machines would take.
+"""Measure how fast this machine captions your own images, step by step, and predict the duration of a large job.
 
     python -m jobs.benchmark photos benchmark
     python -m jobs.benchmark s3://bucket/photos benchmark --num-images 10000000 --num-nodes 8 --price-per-hour 0.40
 
-Afterwards `benchmark/benchmark.json` has the rates, the bottleneck and the forecast, `benchmark/benchmark.html` a chart
-of them. Run it on one machine of the kind that the job will have.
+The rates, the bottleneck and the forecast are written to `benchmark/benchmark.json`, and a chart to
+`benchmark/benchmark.html`. Run it on one machine of the kind that the job will use.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ class BenchmarkSettings:
     output: Positional[str]
     """Folder or URL for benchmark.json and benchmark.html."""
     also: Annotated[tuple[str, ...], UseAppendAction] = ()
-    """One more input; may be given several times."""
+    """Another input. May be repeated."""
     sample: int = 1_000
-    """Images to measure with, drawn at random. With a GPU, take some ten thousand."""
+    """Number of images to measure with, drawn at random. With a GPU, about ten thousand are needed."""
     num_images: int = 1_000_000
-    """Forecast: images to caption."""
+    """Forecast: number of images to caption."""
     num_nodes: int = 1
-    """Forecast: machines such as this one."""
+    """Forecast: number of machines like this one."""
     price_per_hour: float | None = None
-    """Forecast: of one machine, in any currency."""
+    """Forecast: price of one machine per hour, in any currency."""
     model: str = "default"
-    """The checkpoint: a folder, or a URL."""
+    """Checkpoint: a folder or a URL."""
     engine: EngineKind = "auto"
     """How the encoder is run, as for jobs.caption."""
     batch_size: int | None = None
-    """Images that go through the model together. Default: 32, on a GPU 256."""
+    """Number of images per batch of the model. Default: 32, on a GPU 256."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True)
 class Measured:
-    """All that was found out about a machine."""
+    """All results of the measurement."""
 
     found: InputSample
     loaded: Loaded
@@ -78,12 +78,12 @@ class Measured:
 
     @property
     def bytes_per_image(self) -> float:
-        """Of the files, on average."""
+        """Mean size of the image files in bytes."""
         return self.loaded.num_bytes / len(self.found.images)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 measured, 2 a faulty request, 130 interrupted."""
+    """Run the command; return the exit code: 0 measured, 2 invalid request, 130 interrupted."""
     from jobs.caption import search_of
 
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -96,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def benchmark(settings: BenchmarkSettings) -> int:
-    """Measure, print and write; returns the exit code.
+    """Measure, print and write the results; return the exit code.
 
     Raises:
-        ValueError, OSError: something is wrong with the inputs, the output or the checkpoint.
+        ValueError, OSError: the inputs, the output or the checkpoint cannot be used.
     """
     from jobs.storage.folder import Folder
     from jobs.storage.paths import check_paths_outlive_job
@@ -126,7 +126,7 @@ def benchmark(settings: BenchmarkSettings) -> int:
 
 
 def measure(settings: BenchmarkSettings) -> Measured:
-    """Each step by itself, then all of them in a loop, then the job."""
+    """Measure each step separately, then all steps in a loop, then the job."""
     from captionlib.captioners.predictor import Predictor
     from jobs.benchmarking import measure as steps
     from jobs.cluster.resources import num_cpus
@@ -193,7 +193,7 @@ def _say(text: str) -> None:
 
 
 def _rows(measured: Measured) -> list[tuple[str, float | None, str]]:
-    """Step, images per second, and what to know about it."""
+    """Return a table of step, images per second, and a remark."""
     rates, loaded, found = measured.rates, measured.loaded, measured.found
     seen = f"{found.num_seen:,} images" + ("" if found.is_complete else ", not all that there are")
     megabytes = loaded.num_bytes / loaded.fetch_seconds / 1e6

@@ -3,8 +3,8 @@
     python -m jobs.caption photos captions
     python -m jobs.caption s3://bucket/photos s3://bucket/captions --address auto
 
-Afterwards `pandas.read_parquet("captions/captions")` has one row per image: a caption, or an error. The same
-command again goes on where it stopped, and does what is new.
+The result has one row per image, with a caption or an error: `pandas.read_parquet("captions/captions")`. Running the
+same command again resumes an interrupted job and processes new images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROG = "python -m jobs.caption"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 all done, 1 not complete, 2 a faulty request, 130 interrupted."""
+    """Run the command; return the exit code: 0 complete, 1 incomplete, 2 invalid request, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     model = peek(arguments, "model") or "default"
     settings = parse(
@@ -42,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def caption(settings: CaptionSettings) -> int:
-    """Caption what is not captioned yet; returns the exit code.
+    """Caption every image that has no row yet; return the exit code.
 
     Raises:
-        ValueError: something is wrong with the settings, the input, the output or the checkpoint.
-        jobs.cli.errors.JobIncomplete: it was started and is not complete.
+        ValueError: the settings, the input, the output or the checkpoint are wrong.
+        jobs.cli.errors.JobIncomplete: the job was started and is not complete.
     """
     from captionlib.checkpoints import (
         INT8_ENCODER,
@@ -129,7 +129,7 @@ def caption(settings: CaptionSettings) -> int:
 
 
 def search_of(model: str) -> SearchConfig:
-    """The search that a checkpoint asks for; what is wrong with the checkpoint is said later."""
+    """Return the search settings of a checkpoint; the defaults if it cannot be read, which is reported later."""
     if model == "default":
         folder = Path(captionlib.__file__).parent / "pretrained" / "default"
     elif "://" in model:

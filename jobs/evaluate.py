@@ -1,9 +1,9 @@
-"""Score captions against references: the caption job's rows and a dataset → scores, per image and of all.
+"""Score captions against reference captions, per image and for the whole set.
 
     python -m jobs.evaluate CAPTIONS FLICKR8K --split dev
     python -m jobs.evaluate results.json captions_val2017.json --kind coco
 
-Captions and references belong together by the image's file name. Needs no Ray.
+Captions and references are matched by the file name of the image. Ray is not needed.
 """
 
 from __future__ import annotations
@@ -46,38 +46,38 @@ class EvaluateSettings:
     """Settings of the evaluation."""
 
     captions: Positional[str]
-    """What is scored: the caption job's output, a Parquet file with the columns path and caption, or JSON in
-    the form of COCO's results."""
+    """Captions to score: the output of the caption job, a Parquet file with the columns path and caption, or JSON in
+the format of COCO results."""
     references: Positional[str]
-    """The dataset: its folder (Flickr8k, Flickr30k, COCO) or its file of captions (all kinds)."""
+    """The dataset: its folder (Flickr8k, Flickr30k, COCO) or its captions file (all formats)."""
     output: str | None = None
     """Folder or URL for scores.json, images.parquet and report.html (default: CAPTIONS with -scores)."""
     kind: Kind = "flickr8k"
-    """Form of the references."""
+    """Format of the references."""
     split: Literal["all", "train", "dev", "val", "test"] = "all"
-    """Which part of the dataset."""
+    """Split of the dataset."""
     split_file: str | None = None
-    """A file with the image names of the split, where the dataset's folder has none."""
+    """A file with the image names of the split, if the dataset's folder does not contain one."""
     images_root: str | None = None
-    """Where the dataset's images are, for the pictures in the report."""
+    """Folder of the dataset's images, for the pictures in the report."""
     match: Match = "name"
-    """What captions and references have in common: the images' file names, or their paths as a whole."""
+    """Match captions and references by the file name of the image, or by its whole path."""
     partial: bool = False
-    """Score the images that have a caption, when others have references only."""
+    """Score only the images that have a caption; without this, a missing caption is an error."""
     train_captions: str | None = None
-    """The dataset that the model was trained on, of the same kind: how many captions are known by heart?"""
+    """Training captions in the same format; used to report the share of captions that occur verbatim in them."""
     train_split: Literal["all", "train", "dev", "val", "test"] = "train"
-    """The part of it that the model was trained on."""
+    """Split of these training captions."""
     java: bool = True
-    """METEOR and SPICE too, where Java and pycocoevalcap are there."""
+    """Also compute METEOR and SPICE, if Java and pycocoevalcap are installed."""
     report: bool = True
     """Write report.html, a page with the best and the worst captions."""
     config: Path | None = None
-    """A YAML or TOML file with any of these settings; the command line has the last word."""
+    """A YAML or TOML file with any of these settings; the command line overrides it."""
 
     @property
     def output_folder(self) -> str:
-        """Where the results go."""
+        """Folder of the results."""
         if self.output is not None:
             return self.output
         captions = self.captions.rstrip("/")
@@ -85,7 +85,7 @@ class EvaluateSettings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Run the command; return the exit code."""
     from jobs.cli.arguments import parse
 
     settings = parse(EvaluateSettings, argv, prog="jobs.evaluate", description=__doc__ or "")
@@ -98,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(settings: EvaluateSettings) -> None:
-    """Read, match, score, write, and print.
+    """Read and match captions and references, compute the scores, write and print them.
 
     Raises:
-        ValueError: captions and references do not belong together, or a file is not what it should be.
+        ValueError: captions and references do not match, or a file has the wrong format.
         OSError: a file cannot be read or written.
     """
     references = read_references(
@@ -188,7 +188,7 @@ def _parquet(rows: Iterable[Mapping[str, Any]]) -> memoryview:
 
 
 def _corpus_scores(scores: Scores, java: JavaScores) -> dict[str, float]:
-    """By metric; those that were left out are missing."""
+    """Return the scores by metric, without the metrics that were not computed."""
     values = {name: getattr(scores, name, None) for name in METRICS} | {
         "meteor": java.meteor,
         "spice": java.spice,
@@ -213,7 +213,7 @@ def _scores_json(
 
 
 def _table(scores: Scores, java: JavaScores, diversity: Diversity) -> list[tuple[str, str]]:
-    """What is shown: name and value."""
+    """Return name and value of each score for printing."""
     found = _corpus_scores(scores, java)
     table = [(title, f"{found[name]:.4f}") for name, title in zip(METRICS, TITLES, strict=True) if name in found]
     table += [

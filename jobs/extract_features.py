@@ -1,10 +1,10 @@
-"""Run an encoder over every image of a folder or bucket once, so that decoders can be trained on its features.
+"""Run an encoder over every image of a folder or bucket, so that decoders can be trained on its features.
 
     python -m jobs.extract_features photos features --flip --crops 4
     python -m jobs.extract_features s3://bucket/photos s3://bucket/features --kind torchvision --encoder resnet50
 
-Afterwards features/features holds a row per image: path, features (float16, N * D), or an error. The same command
-again goes on where it stopped, and does what is new.
+The folder features/features has one row per image: path and features (float16, N * D), or an error. Running the same
+command again resumes an interrupted job and processes new images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROG = "python -m jobs.extract_features"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 all done, 1 not complete, 2 a faulty request, 130 interrupted."""
+    """Run the command; return the exit code: 0 complete, 1 incomplete, 2 invalid request, 130 interrupted."""
     settings = parse(FeatureSettings, argv, prog=PROG, description=__doc__ or "")
     from jobs.cli.exit_codes import run_command
 
@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def extract_features(settings: FeatureSettings) -> int:
-    """Encode what is not encoded yet; returns the exit code.
+    """Encode every image that has no row yet; return the exit code.
 
     Raises:
-        ValueError: something is wrong with the settings, the input, the output or the encoder.
-        jobs.cli.errors.JobIncomplete: it was started and is not complete.
+        ValueError: the settings, the input, the output or the encoder are wrong.
+        jobs.cli.errors.JobIncomplete: the job was started and is not complete.
     """
     from captionlib.checkpoints import weights_fingerprint
     from jobs.batch.feature_model import FeatureFactory, feature_folders, load_encoder

@@ -1,9 +1,9 @@
-"""Give a checkpoint its encoder in 8-bit integers: on CPUs it captions much faster then, and nearly the same.
+"""Convert the encoder of a checkpoint to 8-bit integers, which CPUs run about twice as fast.
 
     python -m jobs.quantize runs/mine/best photos/ runs/mine/int8
     python -m jobs.caption photos/ out --model runs/mine/int8
 
-The photos should be such as it will caption; a hundred of them are enough. Needs no Ray.
+The photos should resemble those that will be captioned; about a hundred are enough. Ray is not needed.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ class QuantizeSettings:
     """Settings of the quantization."""
 
     model: Positional[str]
-    """The checkpoint: a folder, a URL, or `default` for the one that comes with the project."""
+    """Checkpoint: a folder, a URL, or `default` for the one that comes with the project."""
     input: Positional[str]
-    """Photos: a folder, a pattern, or a URL, as jobs.caption takes them."""
+    """Photos: a folder, a pattern or a URL, as for jobs.caption."""
     output: Positional[str]
-    """Folder or URL of the checkpoint with the integer encoder. It may be the same folder."""
+    """Folder or URL of the new checkpoint. It may be the same as that of the original."""
     sample: int = 128
-    """Photos to measure the ranges of activations on, drawn at random. Half as many more are for the comparison."""
+    """Number of photos, drawn at random, that determine the ranges of the activations. Half as many more are used to
+compare the two encoders.
+"""
     config: Path | None = None
-    """A YAML or TOML file with any of these settings; the command line has the last word."""
+    """A YAML or TOML file with any of these settings; the command line overrides it."""
 
     def __post_init__(self) -> None:
         if self.sample < 1:
@@ -54,17 +56,17 @@ class QuantizeSettings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 written, 2 a faulty request, 130 interrupted."""
+    """Run the command; return the exit code: 0 written, 2 invalid request, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     settings = parse(QuantizeSettings, arguments, prog=PROG, description=__doc__ or "")
     return run_command(PROG, lambda: quantize(settings))
 
 
 def quantize(settings: QuantizeSettings) -> int:
-    """Measure, write and compare; returns the exit code.
+    """Calibrate, write and compare; return the exit code.
 
     Raises:
-        ValueError, OSError: something is wrong with the photos, the output or the checkpoint.
+        ValueError, OSError: the photos, the output or the checkpoint cannot be used.
     """
     from captionlib.checkpoints import CONFIG, add_int8_encoder, load_checkpoint, load_weights, resolve_checkpoint
     from captionlib.encoders import build_encoder
@@ -111,7 +113,7 @@ def quantize(settings: QuantizeSettings) -> int:
 
 
 def _rates(fingerprint: str, encoder: Encoder, graph: Path, pixels: Sequence[np.ndarray], threads: int) -> list[float]:
-    """Images per second in float32 and in integers, the medians of three."""
+    """Return images per second in float32 and in integers, medians of three."""
     import torch
 
     from captionlib.engines.build import build_engine

@@ -1,11 +1,11 @@
-"""Train a caption decoder, data-parallel on Ray Train: features and captions → a checkpoint that `jobs.caption` takes.
+"""Train a caption decoder, data-parallel on Ray Train: features and captions → a checkpoint for `jobs.caption`.
 
     python -m jobs.extract_features PHOTOS FEATURES
     python -m jobs.train FEATURES RUN --data.root FLICKR8K
     python -m jobs.caption PHOTOS CAPTIONS --model RUN/best
 
-Every epoch ends with captions of the dev images, found by the search that will be used later, and their scores.
-The same command started again goes on where the run stopped.
+After each epoch the dev images are captioned with the search that the checkpoint will use, and scored. Running the same
+command again resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROG = "python -m jobs.train"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 1 stopped on the way, 2 a faulty request, 130 interrupted."""
+    """Run the command; return the exit code: 0 finished, 1 stopped early, 2 invalid request, 130 interrupted."""
     settings = parse(TrainSettings, argv, prog=PROG, description=__doc__ or "").resolved()
     from jobs.cli.exit_codes import run_command
 
@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(settings: TrainSettings) -> int:
-    """Check everything that can be known, train on Ray, and export the best epoch; the exit code.
+    """Check the settings and data, train on Ray, and export the best epoch; return the exit code.
 
     Raises:
-        ValueError: something is wrong with the settings, the input, or the run's folder.
-        jobs.cli.errors.JobIncomplete: it was started and has not come to its end.
+        ValueError: the settings, the input or the folder of the run are wrong.
+        jobs.cli.errors.JobIncomplete: training was started and is not finished.
     """
     from jobs.storage.paths import check_paths_outlive_job
     from jobs.training.data import prepare

@@ -1,4 +1,4 @@
-"""The captioner: encoder and decoder as one module, parts passed in; normalised images → captions as word ids."""
+"""A captioner as one module: an encoder and a decoder → captions as word ids."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from captionlib.search import Hypothesis, search
 
 
 class Captioner(nn.Module):
-    """An encoder's features, a decoder's words.
+    """An encoder and a decoder.
 
     Args:
-        encoder: normalised images (B, 3, H, W) → features (B, N, D); None where features are given ready-made.
-        decoder: of any kind.
+        encoder: normalised images (B, 3, H, W) → features (B, N, D); None for ready-made features.
+        decoder: decoder of any kind.
     """
 
     def __init__(self, encoder: nn.Module | None, decoder: Decoder) -> None:
@@ -27,7 +27,7 @@ class Captioner(nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → features (B, N, D).
+        """Encode normalised images (B, 3, H, W) → features (B, N, D).
 
         Raises:
             ValueError: there is no encoder.
@@ -45,10 +45,10 @@ class Captioner(nn.Module):
         *,
         keep_attention: bool = False,
     ) -> list[list[Hypothesis]]:
-        """Features (B, N, D) → per image its captions, best first. The module should be in evaluation mode.
+        """Caption features (B, N, D); return the captions of each image, best first. Use it in evaluation mode.
 
         Raises:
-            ValueError: captions are wanted that are longer than the decoder can represent.
+            ValueError: the search allows longer captions than the decoder can represent.
         """
         limit = self.decoder.max_tokens
         if limit is not None and config.max_tokens + 1 > limit:

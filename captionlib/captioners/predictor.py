@@ -1,4 +1,4 @@
-"""The predictor: images as people have them → captions as people read them. Owns transform, engine and device.
+"""The predictor: captions image files, bytes or PIL images with a checkpoint. It owns preprocessing, engine and device.
 
 Shapes: B images, S side of the square input, N positions, D feature width.
 """
@@ -40,9 +40,9 @@ class Caption:
 
     text: str
     log_prob: float
-    """Sum of the model's log-probabilities over the words and the end, natural log."""
+    """Sum of the log-probabilities of the words and of the end of the caption, natural logarithm."""
     num_tokens: int
-    """Words, without the end."""
+    """Number of words, without the end."""
 
 
 class Predictor:
@@ -110,7 +110,7 @@ class Predictor:
         """Load a checkpoint.
 
         Args:
-            source: a directory, a URL, or None for the checkpoint that ships (see
+            source: a folder, a URL, or None for the checkpoint that comes with the project (see
                 `captionlib.checkpoints.resolve_checkpoint`).
         """
         checkpoint = load_checkpoint(resolve_checkpoint(source))
@@ -122,17 +122,17 @@ class Predictor:
         search: SearchConfig | None = None,
         image_ids: Sequence[int] | None = None,
     ) -> list[list[Caption]]:
-        """Caption images: PIL images, paths, or the bytes of image files. One batch; cut long lists.
+        """Caption images: PIL images, paths, or bytes of image files. They form one batch; split long lists.
 
         Args:
-            search: default: the checkpoint's own.
-            image_ids: what samples are keyed by (`SearchConfig.seed`); default: position in the batch.
+            search: default: that of the checkpoint.
+            image_ids: keys of the random numbers of samples (`SearchConfig.seed`); default: position in the batch.
 
         Returns:
-            Per image its captions, best first.
+            The captions of each image, best first.
 
         Raises:
-            ImageDecodeError: one of them is not a readable image.
+            ImageDecodeError: an image cannot be decoded.
         """
         if not images:
             return []
@@ -142,10 +142,10 @@ class Predictor:
     def caption_pixels(
         self, pixels: np.ndarray, search: SearchConfig | None = None, image_ids: Sequence[int] | None = None
     ) -> list[list[Caption]]:
-        """Caption a batch that is already in the encoder's form.
+        """Caption a batch of preprocessed images.
 
         Args:
-            pixels: uint8 (B, S, S, 3), values in [0, 255], as `captionlib.images.pixels.to_pixels` makes them.
+            pixels: uint8 (B, S, S, 3) in [0, 255], as made by `captionlib.images.pixels.to_pixels`.
         """
         if len(pixels) == 0:
             return []
@@ -154,15 +154,15 @@ class Predictor:
     def caption_features(
         self, features: np.ndarray, search: SearchConfig | None = None, image_ids: Sequence[int] | None = None
     ) -> list[list[Caption]]:
-        """Caption a batch of features (B, N, D), made by `features` or given ready-made."""
+        """Caption a batch of features (B, N, D), made by `features` or ready-made."""
         return self._caption(torch.from_numpy(np.asarray(features, dtype=np.float32)), search, image_ids)
 
     def attention_map(self, image: Image | str | os.PathLike[str] | bytes, search: SearchConfig | None = None) -> Image:
-        """Caption an image and draw, word by word, where the decoder looked: an RGB picture.
+        """Caption an image, and draw for each word where the decoder attended; return an RGB image.
 
         Raises:
-            ImageDecodeError: it is not a readable image.
-            ValueError: the decoder has no attention, or its encoder's features no positions.
+            ImageDecodeError: the image cannot be decoded.
+            ValueError: the decoder has no attention, or the features have no positions.
         """
         from captionlib.report import attention_map
 
@@ -179,7 +179,7 @@ class Predictor:
         return attention_map(opened, words, weights, square=self.preprocessing.square)
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        """The encoder alone: uint8 (B, S, S, 3) → float32 (B, N, D)."""
+        """Run only the encoder: uint8 (B, S, S, 3) → float32 (B, N, D)."""
         return self._encode(pixels).cpu().numpy()
 
     def _encode(self, pixels: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Images with reference captions, from the field's datasets or one's own table: training starts here."""
+"""Reads images with reference captions: standard datasets or tables of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO captions: `captions_train2017.json` and its kin (Chen et al., "Microsoft COCO Captions", 2015)."""
+"""Reads COCO captions: `captions_train2017.json` and similar files (Chen et al., "Microsoft COCO Captions", 2015)."""
 
 from __future__ import annotations
 

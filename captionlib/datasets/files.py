@@ -1,4 +1,4 @@
-"""The files of a dataset, local or behind an fsspec URL: where they are, and their text by line number."""
+"""Finds and reads the files of a dataset, local or behind an fsspec URL."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from captionlib.datasets.records import DatasetError, join_path
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a dataset is and which part is wanted. Paths may be fsspec URLs."""
+    """Location of a dataset, and the requested split. Paths may be fsspec URLs."""
 
     root: str | None = None
-    """The dataset's folder, in its usual layout; supplies whatever is not given explicitly."""
+    """The dataset's folder in its usual layout, for all files that are not stated explicitly."""
     captions_file: str | None = None
     images_root: str | None = None
     """The folder that image names in the captions file are relative to."""
@@ -29,15 +29,15 @@ class Source:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder."""
+    """Whether a file or folder exists."""
     filesystem, plain = fsspec.core.url_to_fs(path)
     return bool(filesystem.exists(plain))
 
 
 def locate(given: str | None, root: str | None, candidates: Sequence[str], what: str, setting: str) -> str:
-    """The path that was given, or the first of a layout's candidates that exists under `root`.
+    """Return the given path, or the first candidate of a layout that exists under `root`.
 
-    `what` says what the file should be, `setting` how to name another one; both go into the error.
+    `what` describes the file, and `setting` is the option that names another one; both are used in the error.
 
     Raises:
         DatasetError: there is no such file.
@@ -59,13 +59,13 @@ def locate(given: str | None, root: str | None, candidates: Sequence[str], what:
 
 
 def locate_images(source: Source, captions_file: str, candidates: Sequence[str], what: str) -> str:
-    """The folder of the images: the one that was given, or the first of a layout's candidates that exists.
+    """Return the given folder of the images, or the first candidate of a layout that exists.
 
-    Where there is none, the images are not at hand, and nobody may need them, such as when a decoder learns from
-    features: then it is the root, or the folder of the captions.
+    If none exists, the root or the folder of the captions is returned: the images may not be needed, as when a decoder
+    is trained on features.
 
     Raises:
-        DatasetError: the one that was given does not exist.
+        DatasetError: the given folder does not exist.
     """
     if source.images_root is not None:
         return locate(source.images_root, None, (), what, "images_root")
@@ -76,10 +76,10 @@ def locate_images(source: Source, captions_file: str, candidates: Sequence[str],
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark; `.gz`, `.bz2`, `.xz` are decompressed.
+    """Read a UTF-8 file, with or without a byte order mark; `.gz`, `.bz2`, `.xz` are decompressed.
 
     Raises:
-        DatasetError: no such file, or not UTF-8 (by line).
+        DatasetError: the file does not exist, or is not UTF-8 (by line).
     """
     try:
         with fsspec.open(path, "rb", compression="infer") as file:
@@ -94,7 +94,7 @@ def read_text(path: str) -> str:
 
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
-    """`(file:line, text)` of each line that is not blank, without its line end."""
+    """Yield `(file:line, text)` of each line that is not blank."""
     # Not splitlines(): that also breaks at characters which captions from the web hold, such as U+2028.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
@@ -102,10 +102,10 @@ def read_lines(path: str) -> Iterator[tuple[str, str]]:
 
 
 def read_names(path: str) -> list[str]:
-    """The lines of a split file: image names.
+    """Read the image names of a split file.
 
     Raises:
-        DatasetError: a name that stands there twice; no name at all.
+        DatasetError: a name occurs twice, or there is none.
     """
     seen: dict[str, str] = {}
     for where, line in read_lines(path):
@@ -119,10 +119,10 @@ def read_names(path: str) -> list[str]:
 
 
 def read_json_object(path: str) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file that contains an object.
 
     Raises:
-        DatasetError: not JSON (by line), or not an object.
+        DatasetError: the file is not JSON (by line), or not an object.
     """
     try:
         data = json.loads(read_text(path))

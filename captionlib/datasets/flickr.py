@@ -24,7 +24,7 @@ _NO_SUCH_IMAGE = "2258277193_586949ec62.jpg.1"
 
 @dataclass(frozen=True)
 class Layout:
-    """Names under which a dataset's files are found in its folder; the first that exists counts."""
+    """Candidate names of a dataset's files in its folder; the first that exists is used."""
 
     title: str
     captions: tuple[str, ...]
@@ -85,7 +85,7 @@ def _places(layout: Layout, split: str) -> tuple[str, ...]:
 
 
 def _split_files(layout: Layout, root: str | None) -> dict[str, str]:
-    """Those that are there: `all` needs none."""
+    """Return the split files that exist; the split `all` needs none."""
     if root is None:
         return {}
     files = {}
@@ -97,7 +97,7 @@ def _split_files(layout: Layout, root: str | None) -> dict[str, str]:
 
 
 def _caption_rows(path: str) -> Iterator[CaptionRow]:
-    """The rows of any of the forms; the header, which the token file lacks, tells which it is."""
+    """Read the rows of any of the formats; the header, which the token file lacks, identifies the format."""
     _, first = next(read_lines(path), ("", ""))
     if re.match(r"\s*\"?image(_name)?\"?\s*\|", first):
         return _pipe_rows(path)

@@ -1,4 +1,4 @@
-"""The objects in each image, from a JSON file: `{"dog.jpg": ["dog", "frisbee"]}`."""
+"""Reads the objects in each image from a JSON file: `{"dog.jpg": ["dog", "frisbee"]}`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from captionlib.datasets.records import DatasetError
 
 
 def read_objects(path: str) -> dict[str, tuple[str, ...]]:
-    """The names of the objects in each image, by the image's file name.
+    """Return the names of the objects in each image, by the image's file name.
 
-    An empty list says that an image shows none of the file's objects.
+    An empty list means that the image shows none of the objects of the file.
 
     Raises:
-        DatasetError: no such file, not a JSON object, or a value that is not a list of names.
+        DatasetError: there is no such file, it is not a JSON object, or a value is not a list of names.
     """
     found = {}
     for image, names in read_json_object(path).items():

@@ -1,4 +1,4 @@
-"""What every dataset reader returns: one record per image, grouped from the rows of a captions file."""
+"""The records that all dataset readers return: one per image, grouped from the rows of a captions file."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ SPLIT_SYNONYMS = {
 
 
 class DatasetError(ValueError):
-    """A captions file is missing or says something impossible. The message begins with the file and line."""
+    """A captions file is missing or contains something invalid. The message begins with the file and line."""
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image and what people wrote about it."""
+    """An image and its reference captions."""
 
     path: str
     """Path or fsspec URL (`s3://bucket/x.jpg`) of the image."""
     captions: tuple[str, ...]
-    """At least one, none empty; runs of white space are one space; otherwise as written."""
+    """At least one caption, none empty; white space is collapsed, otherwise as written."""
     split: str | None = None
-    """`train`, `dev` or `test`; None where the dataset does not say."""
+    """`train`, `dev` or `test`; None if the dataset does not state it."""
     weights: tuple[float, ...] | None = None
-    """How much each caption counts in training; None where all count 1."""
+    """Weight of each caption in training; None if all weights are 1."""
 
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """One caption as a file gives it."""
+    """One caption of a file."""
 
     where: str
     """`file:line`, for error messages."""
     name: str
-    """The image's name as the file gives it."""
+    """Name of the image in the file."""
     caption: str
     split: str | None = None
     weight: float = 1.0
-    """How much it counts in training."""
+    """Weight of the caption in training."""
 
 
 def canonical_split(name: str, where: str) -> str:
@@ -58,7 +58,7 @@ def canonical_split(name: str, where: str) -> str:
 
 
 def join_path(root: str | None, name: str) -> str:
-    """`name` under `root`; an absolute path or a URL stays as it is."""
+    """Join `name` to `root`; an absolute path or a URL is returned unchanged."""
     if not name:
         return root or ""
     if not root or name.startswith("/") or "://" in name:
@@ -67,10 +67,10 @@ def join_path(root: str | None, name: str) -> str:
 
 
 def group_by_image(rows: Iterable[CaptionRow], images_root: str | None) -> dict[str, CaptionedImage]:
-    """Rows of one image joined into its record, keyed by the image's name, in order of first appearance.
+    """Group rows by image into records, keyed by image name, in order of first appearance.
 
     Raises:
-        DatasetError: an empty name or caption; an image that is in two splits; a weight that is not positive.
+        DatasetError: a name or caption is empty, an image is in two splits, or a weight is not positive.
     """
     captions: dict[str, list[str]] = {}
     weights: dict[str, list[float]] = {}
@@ -98,6 +98,6 @@ def _weights(weights: list[float]) -> tuple[float, ...] | None:
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names, for an error message."""
+    """Return the first few names for an error message."""
     listed = list(names)
     return ", ".join(listed[:limit]) + (", …" if len(listed) > limit else "")

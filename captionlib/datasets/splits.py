@@ -1,4 +1,4 @@
-"""Which of a dataset's records belong to the split that is wanted, where split files say so."""
+"""Selects the records of a split, by split files or by the captions file itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from captionlib.datasets.records import CaptionedImage, DatasetError, some
 
 
 def select(records: Mapping[str, CaptionedImage], split: str, split_file: str) -> list[CaptionedImage]:
-    """The records that `split_file` names, in its order, marked as `split`.
+    """Return the records that `split_file` names, in its order, marked as `split`.
 
-    A split file may leave out the names' extension, as Flickr30k Entities does.
+    A split file may omit the extension of the names, as Flickr30k Entities does.
 
     Raises:
         DatasetError: the file names images without captions.
@@ -31,10 +31,10 @@ def select(records: Mapping[str, CaptionedImage], split: str, split_file: str) -
 
 
 def assign(records: Mapping[str, CaptionedImage], split_files: Mapping[str, str]) -> list[CaptionedImage]:
-    """All records, each marked with the split whose file names it, or None.
+    """Return all records, each marked with the split whose file names it, or None.
 
     Raises:
-        DatasetError: an image that two files name; names without captions.
+        DatasetError: two files name the same image, or a file names images without captions.
     """
     chosen: dict[str, CaptionedImage] = {}
     for split, split_file in split_files.items():
@@ -46,7 +46,7 @@ def assign(records: Mapping[str, CaptionedImage], split_files: Mapping[str, str]
 
 
 def keep(records: Mapping[str, CaptionedImage], split: str, where: str) -> list[CaptionedImage]:
-    """The records of a split, for datasets whose captions file itself says which image is in which.
+    """Return the records of a split, for datasets whose captions file states the split of each image.
 
     Raises:
         DatasetError: there are none.

@@ -1,7 +1,7 @@
-"""Captions in a plain table, CSV or Parquet: a row per caption, or per image with a list of captions.
+"""Reads captions from a CSV or Parquet table: one row per caption, or per image with a list of captions.
 
-A table can mix several datasets. Its paths are relative to one root, or absolute, or URLs, each row says which split it
-belongs to, and how much it counts in training.
+A table can mix several datasets: paths are relative to one root, absolute, or URLs, and each row may state its split
+and its weight in training.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ WEIGHT_COLUMN = "weight"
 
 
 def read_csv(source: Source) -> list[CaptionedImage]:
-    """A comma-separated file with a header: columns for path and caption; `split` and `weight` where they exist."""
+    """Read a comma-separated file with a header: columns for path and caption; optionally `split` and `weight`."""
     path = locate(source.captions_file, None, (), "a CSV file of paths and captions", "captions_file")
     return _select(csv_rows(path, read_text(path)), path, source)
 
 
 def read_parquet(source: Source) -> list[CaptionedImage]:
-    """A Parquet file or a folder of them, with the same columns; captions are strings or lists of them."""
+    """Read a Parquet file or a folder of them with the same columns; captions are strings or lists of strings."""
     path = locate(source.captions_file, None, (), "Parquet of paths and captions", "captions_file")
     return _select(_parquet_rows(path), path, source)
 
@@ -47,10 +47,10 @@ def _select(rows: Iterator[CaptionRow], path: str, source: Source) -> list[Capti
 
 
 def csv_rows(path: str, text: str) -> Iterator[CaptionRow]:
-    """Rows of a CSV text whose header names the columns.
+    """Yield the rows of a CSV text whose header names the columns.
 
     Raises:
-        DatasetError: no header, a column missing, or a row with more or fewer cells than the header.
+        DatasetError: there is no header, a column is missing, or a row has more or fewer cells than the header.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
@@ -99,7 +99,7 @@ def _parquet_rows(path: str) -> Iterator[CaptionRow]:
 
 
 def _columns(header: Sequence[str], where: str) -> tuple[int, int, int | None, int | None]:
-    """The positions of path, caption, split and weight; the last two may be missing."""
+    """Return the positions of path, caption, split and weight; the last two are optional."""
     found = []
     for kind, names in (("path", PATH_COLUMNS), ("caption", CAPTION_COLUMNS)):
         present = [name for name in names if name in header]
@@ -113,12 +113,12 @@ def _columns(header: Sequence[str], where: str) -> tuple[int, int, int | None, i
 
 
 def _split(value: Any, where: str) -> str | None:
-    """An empty cell is an image of no split."""
+    """Parse a split; an empty cell means none."""
     return canonical_split(str(value), where) if value else None
 
 
 def _weight(value: Any, where: str) -> float:
-    """An empty cell is a weight of 1."""
+    """Parse a weight; an empty cell means 1."""
     if value is None or value == "":
         return 1.0
     try:

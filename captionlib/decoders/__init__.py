@@ -21,10 +21,10 @@ DECODER_KINDS: dict[str, Callable[[DecoderConfig, int, int], Decoder]] = {
 
 
 def build_decoder(config: DecoderConfig, feature_dim: int, vocabulary_size: int) -> Decoder:
-    """A decoder with fresh weights.
+    """Build a decoder with random weights.
 
     Raises:
-        ValueError: the kind is unknown, or its settings do not go together.
+        ValueError: the kind is unknown, or its settings are incompatible.
     """
     if config.kind not in DECODER_KINDS:
         raise ValueError(f"unknown kind of decoder {config.kind!r}; known: {', '.join(DECODER_KINDS)}")

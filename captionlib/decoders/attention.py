@@ -1,12 +1,12 @@
-"""Attention: a decoder's query over an image's features → the context vector and the weights that made it.
+"""Attention: a decoder's query over an image's features → the context vector and the attention weights.
 
-All kinds share one contract, so that a decoder takes any of them:
+All kinds share one contract, so that a decoder can use any of them:
 
     keys = attention.keys(values)                                    # once per image
     context, weights = attention(query, keys, values, mask)          # once per step
 
-Shapes: B images, K queries per image (beams, or captions in training), N positions, Q query width,
-D feature width, A key width. A mask is (B, N) bool, True where a position may be looked at, at least one per image.
+Shapes: B images, K queries per image (beams, or captions in training), N positions, Q query width, D feature width,
+A key width. A mask is (B, N) bool, True for positions that may be attended to, at least one per image.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """The contract."""
+    """The contract of all kinds of attention."""
 
     def keys(self, values: Tensor) -> Tensor:
-        """(B, N, D) → what queries are compared with (B, N, A)."""
+        """Compute the keys (B, N, A) that queries are compared with, from values (B, N, D)."""
         raise NotImplementedError
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, K, Q), (B, N, A), (B, N, D) → context (B, K, D), weights (B, K, N) that sum to 1."""
+        """Attend with query (B, K, Q), keys (B, N, A), values (B, N, D) → context (B, K, D), weights (B, K, N) that
+        sum to 1.
+        """
         raise NotImplementedError
 
 
 class SingleHeadAttention(Attention):
-    """One score per query and position; the context is the mean of the values, weighted by the scores' softmax.
+    """One score per query and position; the context is the mean of the values, weighted by the softmax of the scores.
 
     Args:
         key_dim: A.
@@ -42,19 +44,21 @@ class SingleHeadAttention(Attention):
         self.key_dim = key_dim
 
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        """(B, K, Q), (B, N, A) → (B, K, N), up to a number that is the same for all positions."""
+        """Compute unnormalised scores (B, K, N), up to an additive constant that cancels in the softmax."""
         raise NotImplementedError
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, K, Q), (B, N, A), (B, N, D) → context (B, K, D), weights (B, K, N) that sum to 1."""
+        """Attend with query (B, K, Q), keys (B, N, A), values (B, N, D) → context (B, K, D), weights (B, K, N) that
+        sum to 1.
+        """
         return _attend(self.scores(query, keys), values, mask)
 
 
 class AdditiveAttention(SingleHeadAttention):
-    """w · tanh(W_q q + W_k v), Bahdanau et al. 2015 (appendix A.1.2), as Xu et al. 2015 use it on images.
+    """Scores w · tanh(W_q q + W_k v): Bahdanau et al. 2015 (appendix A.1.2), used on images by Xu et al. 2015.
 
-    It is computed as 2 w · σ(2 (W_q q + W_k v)), which differs by a constant, since tanh(x) = 2 σ(2x) - 1: PyTorch
-    needs a third of the time for σ on a CPU, and this is most of what a word costs there.
+    The code computes 2 w · σ(2 (W_q q + W_k v)). As tanh(x) = 2 σ(2x) - 1, this differs by a constant, which cancels in
+    the softmax. On a CPU, PyTorch computes σ in a third of the time, and this is most of the time per word.
     """
 
     def __init__(self, query_dim: int, feature_dim: int, attention_dim: int) -> None:
@@ -75,9 +79,9 @@ class AdditiveAttention(SingleHeadAttention):
 
 
 class DotAttention(SingleHeadAttention):
-    """q · W_k v, optionally divided by √Q (Luong et al. 2015, eq. 8 `dot`; scaled: Vaswani et al. 2017, eq. 1).
+    """Scores q · W_k v, optionally divided by √Q (Luong et al. 2015, eq. 8 `dot`; scaled: Vaswani et al. 2017, eq. 1).
 
-    The features are projected to the query's width, since the two seldom agree.
+    The features are projected to the width of the query.
     """
 
     def __init__(self, query_dim: int, feature_dim: int, *, scaled: bool) -> None:
@@ -95,14 +99,14 @@ class DotAttention(SingleHeadAttention):
 
 
 class GeneralAttention(SingleHeadAttention):
-    """(W q) · v (Luong et al. 2015, eq. 8 `general`): the query is brought to the features' space."""
+    """Scores (W q) · v (Luong et al. 2015, eq. 8 `general`): the query is projected to the width of the features."""
 
     def __init__(self, query_dim: int, feature_dim: int) -> None:
         super().__init__(feature_dim)
         self.project_query = nn.Linear(query_dim, feature_dim, bias=False)
 
     def keys(self, values: Tensor) -> Tensor:
-        """The features themselves."""
+        """Return the features themselves."""
         return values
 
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
@@ -111,10 +115,10 @@ class GeneralAttention(SingleHeadAttention):
 
 
 class MultiHeadAttention(Attention):
-    """Several scaled dot attentions side by side (Vaswani et al. 2017, section 3.2.2).
+    """Several scaled dot-product attentions in parallel (Vaswani et al. 2017, section 3.2.2).
 
-    The parameters are `nn.MultiheadAttention`'s own; projecting the keys once per image needs the parts apart.
-    Here values are projected inside `keys`, because each head looks at its own view of them.
+    The parameters are those of `nn.MultiheadAttention`, but keys are projected once per image. Values are projected in
+    `keys` as well, because each head has its own view of them.
     """
 
     def __init__(self, query_dim: int, feature_dim: int, num_heads: int) -> None:
@@ -128,7 +132,7 @@ class MultiHeadAttention(Attention):
         self.project_context = nn.Linear(feature_dim, feature_dim)
 
     def keys(self, values: Tensor) -> Tensor:
-        """(B, N, D) → keys and values side by side (B, N, 2D)."""
+        """Compute keys and values side by side (B, N, 2D) from features (B, N, D)."""
         return torch.cat([self.project_key(values), self.project_value(values)], dim=-1)
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -141,7 +145,7 @@ class MultiHeadAttention(Attention):
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, L, D) → (B, heads, L, D / heads)."""
+    """Reshape (B, L, D) → (B, heads, L, D / heads)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 

@@ -18,64 +18,65 @@ from captionlib.devices import to_device
 from captionlib.vocabulary import PAD
 
 Memory = dict[str, Tensor]
-"""What is computed from an image once. Dimension 0 of every tensor is the image."""
+"""Tensors computed from an image once. Dimension 0 is the image."""
 
 State = dict[str, Tensor]
-"""What changes with each word. Dimension 0 of every tensor is the row. Where the decoder has attention,
-`"attention"` holds the last step's weights (R, N)."""
+"""Tensors that change with each word. Dimension 0 is the row. For decoders with attention, `"attention"` contains the
+weights of the last step (R, N)."""
 
 
 class DecoderOutput(NamedTuple):
-    """What teacher forcing gives: a row per word to be predicted, `<eos>` included and `<pad>` left out.
+    """Result of teacher forcing: one row per word to predict, including `<eos>` and without `<pad>`.
 
-    Captions differ in length by a factor of two; computing the padding would double the work.
+    Captions differ in length by a factor of two, so computing the padding would double the work.
     """
 
     logits: Tensor
-    """(M, V): scores of the word that follows."""
+    """(M, V): scores of the next word."""
     targets: Tensor
-    """(M,) int64: that word, in the same order."""
+    """(M,) int64: the next word, in the same order."""
     captions: Tensor
-    """(M,) int64: which caption the word belongs to, b * K + k."""
+    """(M,) int64: index of the caption that the word belongs to, b * K + k."""
     attention: Tensor | None
-    """(B, K, N): the weights summed over a caption's words, of a decoder that has attention."""
+    """(B, K, N): attention weights summed over the words of a caption; None without attention."""
     objects: Tensor | None = None
-    """(B, C): logits of the object categories, where they are learnt, too."""
+    """(B, C): logits of the object categories; None if objects are not learnt."""
 
 
 class Decoder(nn.Module):
-    """A language model that looks at an image."""
+    """A language model conditioned on an image."""
 
     max_tokens: int | None = None
-    """Longest caption that it can represent, `<eos>` included; None where there is no limit."""
+    """Longest caption that the decoder can represent, including `<eos>`; None for no limit."""
 
     def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
-        """Score given captions: features (B, N, D), tokens (B, K, T) `<bos>` words `<eos>` and `<pad>`.
+        """Score given captions: features (B, N, D), tokens (B, K, T) as `<bos>` words `<eos>` and `<pad>`.
 
         Args:
-            teacher_forcing: probability with which a step's input is the given word, not the model's own
-                choice (scheduled sampling, Bengio et al. 2015). Random per word, from torch's generator.
+            teacher_forcing: probability that the input of a step is the given word instead of the model's own
+                choice (scheduled
+                sampling, Bengio et al. 2015), drawn per word from torch's generator.
 
         Raises:
-            ValueError: there is no caption at all, or one that is too long.
+            ValueError: there is no caption, or one is too long.
         """
         raise NotImplementedError
 
     def memory(self, features: Tensor) -> Memory:
-        """(B, N, D) → what every step needs of the images."""
+        """Compute what every step needs of the images, from features (B, N, D)."""
         raise NotImplementedError
 
     def start(self, memory: Memory) -> State:
-        """The state before `<bos>`, one row per image."""
+        """Return the state before `<bos>`, one row per image."""
         raise NotImplementedError
 
     def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:
-        """Last words (R,) int64 → log-probabilities of the next (R, V), and the state behind them."""
+        """Read the last words (R,) int64; return log-probabilities of the next words (R, V) and the new state."""
         raise NotImplementedError
 
 
 class FeatureProjection(nn.Module):
-    """Features (B, N, D) → (B, N, projection_dim), layer-normalised; or as they are, when the width is 0."""
+    """Projects features (B, N, D) → (B, N, projection_dim) with layer normalisation; width 0 leaves them unchanged."""
 
     def __init__(self, feature_dim: int, projection_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -91,10 +92,10 @@ class FeatureProjection(nn.Module):
 
 
 class WordTable(nn.Module):
-    """The vectors of the words: ids → embeddings at a decoder's input, vectors → logits at its output.
+    """Word embeddings: ids → vectors at the input, vectors → logits at the output.
 
-    Tied, both are one table (Press & Wolf 2017). It starts small (standard deviation 0.05): started at 1, as
-    `nn.Embedding` does, the first logits are in the tens and training does not recover.
+    Tied, both use one table (Press & Wolf 2017). It is initialised with standard deviation 0.05: with 1, the default of
+    `nn.Embedding`, the first logits are in the tens and training does not recover.
     """
 
     def __init__(self, vocabulary_size: int, embedding_dim: int, *, tied: bool) -> None:
@@ -109,38 +110,38 @@ class WordTable(nn.Module):
         return self.embedding(tokens)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Vectors (..., E) → scores of all words (..., V)."""
+        """Compute the scores of all words (..., V) from vectors (..., E)."""
         weight = self.embedding.weight if self.output_weight is None else self.output_weight
         return F.linear(x, weight, self.output_bias)
 
 
 def choose_inputs(given: Tensor, logits: Tensor, teacher_forcing: float) -> Tensor:
-    """Scheduled sampling: each given word (...,) is kept with probability `teacher_forcing`, or else drawn from
-    the model's own distribution `logits` (..., V) (Bengio et al. 2015, section 2.4)."""
+    """Scheduled sampling: keep each given word (...,) with probability `teacher_forcing`, or draw a word from the
+    model's distribution `logits` (..., V) (Bengio et al. 2015, section 2.4)."""
     keep = torch.rand(given.shape, device=given.device) < teacher_forcing
     drawn = torch.multinomial(logits.detach().flatten(0, -2).softmax(-1), 1).view_as(given)
     return torch.where(keep, given, drawn)
 
 
 class LongestFirst:
-    """Captions put in an order in which those that still go on at step t are nearly a rectangle.
+    """Sorts captions such that those that are not finished at step t form nearly a rectangle.
 
-    Images are sorted by their longest caption and captions within an image by length, so that step t of a
-    recurrent decoder needs rows `[:images(t), :captions(t)]` only: slices, which cost nothing.
+    Images are sorted by their longest caption and captions within an image by length. Step t of a recurrent decoder
+    then needs only the rows `[:images(t), :captions(t)]`, which are slices without a copy.
 
-    Everything is computed on the host, where the captions come from: a device would have to be asked, and waited for,
-    how many rows each step has.
+    Everything is computed on the host, where the captions come from, because reading row counts from a device would
+    block.
 
     Args:
         tokens: (B, K, T) int64, `<bos>` words `<eos>`, then `<pad>`; a missing caption is all `<pad>`.
     """
 
     words: Tensor
-    """(M,) int64: which rows are words to predict, among the rectangles of all steps, one after the other."""
+    """(M,) int64: indices of the words to predict, among the concatenated rectangles of all steps."""
     targets: Tensor
     """(M,) int64: these words."""
     owners: Tensor
-    """(M,) int64: which caption each belongs to, b * K + k."""
+    """(M,) int64: index of the caption that each word belongs to, b * K + k."""
 
     def __init__(self, tokens: Tensor) -> None:
         tokens = tokens.cpu()
@@ -168,13 +169,13 @@ class LongestFirst:
         self.words, self.targets, self.owners = torch.cat(read), torch.cat(targets), torch.cat(owners)
 
     def to(self, device: torch.device) -> LongestFirst:
-        """The same with its tensors on the device."""
+        """Return a copy with its tensors on the device."""
         for name in ("image_order", "caption_order", "captions", "tokens", "active", "words", "targets", "owners"):
             setattr(self, name, to_device(getattr(self, name), device))
         return self
 
     def restore(self, x: Tensor) -> Tensor:
-        """(B, K, ...) in this order → in the order of the tokens that were given."""
+        """Reorder (B, K, ...) from this order to the order of the given tokens."""
         restored = torch.empty_like(x)
         by_image = torch.empty_like(x)
         index = self.caption_order.view(*self.caption_order.shape, *[1] * (x.dim() - 2)).expand_as(x)

@@ -1,9 +1,9 @@
-"""LSTM with adaptive attention: at every word the decoder looks at the image, or at what it has said so far.
+"""LSTM with adaptive attention: at each word, the decoder attends to the image or to its own memory.
 
-Knowing When to Look (Lu et al. 2017, section 2): a visual sentinel, made from the LSTM's memory cell, is one more
-position that attention can choose. Its weight β is 1 less the weights of the image.
+Knowing When to Look (Lu et al. 2017, section 2): a visual sentinel, computed from the memory cell of the LSTM, is an
+additional position for the attention. Its weight β is 1 minus the weights of the image.
 
-Shapes: as in `captionlib.decoders.base`; H state width, which is the features' width too, E embedding width.
+Shapes: as in `captionlib.decoders.base`; H width of state and features, E embedding width.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
         return {"values": values, "keys": self.attention.keys(values), "image": image}
 
     def start(self, memory: Memory) -> State:
-        """h and c (B, H) of zeros: every input brings the image with it."""
+        """Return h and c (B, H) of zeros, because every input contains the image."""
         values = memory["values"]
         zeros = values.new_zeros(len(values), self.cell.hidden_size)
         return {"h": zeros, "c": zeros, "attention": values.new_zeros(values.shape[:2])}
 
     def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
-        """Read word and image, then look with the new state at the image's positions and at the sentinel."""
+        """Read word and image, then attend with the new state to the positions of the image and the sentinel."""
         image = self.dropout(memory["image"]).unsqueeze(1).expand(-1, word.shape[1], -1)
         inputs = torch.cat([WORD_SCALE * word, image], dim=-1)  # (B, K, 2E)
         gate = torch.sigmoid(self.sentinel_x(inputs) + self.sentinel_h(h))  # eq. 9
@@ -81,11 +81,11 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
         return Advance(h, c, (context + h,), places)
 
     def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
-        """From context and state together (eq. 13)."""
+        """Combine context and state (eq. 13)."""
         (seen,) = found
         return self.output(self.dropout(seen))
 
     def _score(self, h: Tensor, sentinel: Tensor) -> Tensor:
-        """Each row's state with its own sentinel, (B, K, H) both → (B, K, 1)."""
+        """Score each state with its own sentinel, both (B, K, H) → (B, K, 1)."""
         key = self.sentinel_key(sentinel).flatten(0, 1).unsqueeze(1)  # (R, 1, A)
         return self.attention.scores(h.flatten(0, 1).unsqueeze(1), key).view(*h.shape[:2], 1)

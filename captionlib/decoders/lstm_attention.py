@@ -1,8 +1,8 @@
-"""LSTM with attention: at every word the decoder looks at the image anew.
+"""LSTM with attention: at each word, the decoder attends to the image.
 
-Show, Attend and Tell (Xu et al. 2015, section 3.1.2), with any attention of `captionlib.decoders.attention`: the state
-starts from the mean feature, the context joins the word at the LSTM's input, and the output is the paper's
-deep output layer (eq. 7).
+Show, Attend and Tell (Xu et al. 2015, section 3.1.2) with any attention of `captionlib.decoders.attention`: the state
+is initialised from the mean feature, the context is concatenated to the word at the input of the LSTM, and the output
+is the deep output layer of the paper (eq. 7).
 
 Shapes: as in `captionlib.decoders.base`; H state width, E embedding width, P width of projected features.
 """
@@ -59,7 +59,7 @@ class LSTMAttentionDecoder(RecurrentDecoder):
         }
 
     def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
-        """Look at the image with the last state, then read word and context."""
+        """Attend to the image with the last state, then read word and context."""
         context, weights = self.attention(h, memory["keys"], memory["values"])  # (B, K, P), (B, K, N)
         if self.gate is not None:
             context = torch.sigmoid(self.gate(h)) * context
@@ -67,6 +67,6 @@ class LSTMAttentionDecoder(RecurrentDecoder):
         return Advance(h, c, (h, context), weights)
 
     def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
-        """From word, state and context (eq. 7)."""
+        """Combine word, state and context (eq. 7)."""
         h, context = found
         return word + self.output_h(self.dropout(h)) + self.output_z(self.dropout(context))

@@ -1,6 +1,6 @@
-"""LSTM that reads the image as its first word, and never looks back.
+"""LSTM that reads the image as its first word and has no attention.
 
-Show and Tell (Vinyals et al. 2015, section 3.1, eq. 10-12). Of a grid of features, the image is the mean.
+Show and Tell (Vinyals et al. 2015, section 3.1, eq. 10-12). A grid of features is averaged.
 
 Shapes: as in `captionlib.decoders.base`; H state width, E embedding width.
 """
@@ -34,7 +34,7 @@ class LSTMInitDecoder(RecurrentDecoder):
         self.dropout = nn.Dropout(config.dropout)
 
     def memory(self, features: Tensor) -> Memory:
-        """(B, N, D) → the image as a word (B, E)."""
+        """Project features (B, N, D) to an image vector (B, E)."""
         return {"image": self.embed_image(self.project(features.mean(dim=1)))}
 
     def start(self, memory: Memory) -> State:
@@ -48,6 +48,6 @@ class LSTMInitDecoder(RecurrentDecoder):
         return Advance(h, c, (h,))
 
     def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
-        """From the state alone (eq. 12); the vectors of the words are the rows of the last layer's matrix."""
+        """Use the state alone (eq. 12); the word vectors are the rows of the matrix of the last layer."""
         (h,) = found
         return self.output(self.dropout(h))

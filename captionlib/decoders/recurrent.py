@@ -1,8 +1,8 @@
-"""What the LSTM decoders share: the loop over a caption's words in training, and the step of search.
+"""The base of the LSTM decoders: the loop over the words of captions in training, and the step of search.
 
-A decoder of this family says what it keeps of an image (`memory`), how it starts (`start`), how it reads one more word
-(`advance`), and what it then says (`outputs`). Only reading goes word by word; what is said is computed for all words
-of a batch at once, in a few large products.
+A decoder of this family defines its `memory` of an image, the initial state (`start`), how it reads a word (`advance`)
+and the vector that is compared with the word vectors (`outputs`). Only `advance` runs word by word; `outputs` is
+computed for all words of a batch together, in a few large matrix products.
 
 Shapes: as in `captionlib.decoders.base`; H state width, E embedding width.
 """
@@ -17,26 +17,28 @@ from torch import Tensor, nn
 from captionlib.decoders.base import Decoder, DecoderOutput, LongestFirst, Memory, State, WordTable, choose_inputs
 
 WORD_SCALE = 16.0
-"""A cell reads its words this much larger than they stand in their table. The table starts with a standard deviation of
-0.05, as the output needs it (see `WordTable`); beside image vectors of about 1 the cell would hardly notice such words,
-and take many epochs to learn to. A power of two changes no digit."""
+"""Factor for word vectors at the input of a cell. The table is initialised with a standard deviation of 0.05, which the
+output needs (see `WordTable`); next to image vectors of about 1, words would have little influence, and training would
+take many more epochs. A power of two is exact in floating point."""
 
 
 class Advance(NamedTuple):
-    """What one more word leads to, a row for each caption of each image."""
+    """Result of reading one word, with a row for each caption of each image."""
 
     h: Tensor
     """(B, K, H)."""
     c: Tensor
     """(B, K, H)."""
     found: tuple[Tensor, ...]
-    """What `outputs` needs of this step, (B, K, ...) each."""
+    """Values of this step that `outputs` needs, (B, K, ...) each."""
     attention: Tensor | None = None
     """(B, K, N)."""
 
 
 class RecurrentDecoder(Decoder):
-    """See the module's docstring. `start` gives h and c (B, H), and `attention` (B, N) where there is any."""
+    """Base class, see the module's docstring. `start` returns h and c (B, H), and `attention` (B, N) if there is
+    any.
+    """
 
     words: WordTable
     dropout: nn.Dropout
@@ -46,7 +48,9 @@ class RecurrentDecoder(Decoder):
         raise NotImplementedError
 
     def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
-        """The word that was read (..., E) and what was found → what is compared with the words' vectors (..., E)."""
+        """Output projection: word embedding (..., E) and the values returned in `Advance.found` → query (..., E) for
+        the tied output layer.
+        """
         raise NotImplementedError
 
     def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:

@@ -1,8 +1,8 @@
-"""Transformer: every word looks at the words before it and at the image, all words of a caption at once in training.
+"""Transformer decoder: each word attends to the preceding words and to the image.
 
-Vaswani et al. 2017, with layer normalisation before each part (Xiong et al. 2020) and the projected features in
-the encoder's place. In search, keys and values of the words so far are kept in the state, and those of the image
-in the memory, once per image.
+Vaswani et al. 2017 with pre-layer normalisation (Xiong et al. 2020) and projected features in place of an encoder's
+output. In training, all words of a caption are computed together. In search, keys and values of the preceding words are
+kept in the state, and those of the image in the memory, once per image.
 
 Shapes: as in `captionlib.decoders.base`; H width, L words read at once, t words read before.
 """
@@ -54,10 +54,10 @@ class TransformerDecoder(Decoder):
         self.register_buffer("positions", sinusoidal_positions(config.max_tokens, width), persistent=False)
 
     def forward(self, features: Tensor, tokens: Tensor, teacher_forcing: float = 1.0) -> DecoderOutput:
-        """Features (B, N, D), tokens (B, K, T) → logits and targets of all words.
+        """Score captions: features (B, N, D), tokens (B, K, T) → logits and targets of all words.
 
-        Below a teacher forcing of 1 captions are read twice: the model's own choices after the given words
-        replace some of the words of the second reading (Mihaylova & Martins 2019, section 3).
+        If `teacher_forcing` is less than 1, captions are read twice: the model's own choices of the first pass replace
+        some words in the second (Mihaylova & Martins 2019, section 3).
         """
         # What depends on the captions' lengths is computed on the host, where they come from.
         following = tokens[:, :, 1:].cpu()  # (B, K, T - 1)
@@ -85,7 +85,7 @@ class TransformerDecoder(Decoder):
         return {f"image_{i}": layer.image_attention.keys(values) for i, layer in enumerate(self._layers())}
 
     def start(self, memory: Memory) -> State:
-        """No words yet: each layer's keys and values of the words (B, 0, 2H), time in dimension 1."""
+        """Return empty keys and values of the words for each layer (B, 0, 2H); dimension 1 is time."""
         keys = memory["image_0"]
         state = {f"words_{i}": keys.new_zeros(len(keys), 0, keys.shape[-1]) for i in range(len(self.layers))}
         return {**state, "attention": keys.new_zeros(keys.shape[:2])}

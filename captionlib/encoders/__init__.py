@@ -1,4 +1,4 @@
-"""Encoders: normalised images (B, 3, H, W) → features (B, N, D), whatever the network behind them."""
+"""Encoders: normalised images (B, 3, H, W) → features (B, N, D), for networks of several libraries."""
 
 from captionlib.encoders.base import Encoder
 from captionlib.encoders.zoo import ENCODER_KINDS, build_encoder, describe_encoder, resized

@@ -1,4 +1,4 @@
-"""The one contract of all encoders: normalised images (B, 3, H, W) → features (B, N, D).
+"""The contract of all encoders: normalised images (B, 3, H, W) → features (B, N, D).
 
 Shapes: B images, N positions, D feature width, h and w rows and columns of the last stage.
 """
@@ -11,12 +11,12 @@ from captionlib.config import EncoderConfig
 
 
 class Encoder(nn.Module):
-    """A network cut where its features are, and the settings that say which network and where.
+    """A network up to the layer that gives the features, with its settings.
 
     Args:
-        backbone: normalised images (B, 3, H, W) → a feature map (B, D, h, w), tokens (B, N, D) or one vector
-            per image (B, D).
-        config: what the backbone is; `captionlib.encoders.describe_encoder` writes it.
+        backbone: normalised images (B, 3, H, W) → a feature map (B, D, h, w), tokens (B, N, D) or one vector per
+            image (B, D).
+        config: description of the backbone, as made by `captionlib.encoders.describe_encoder`.
     """
 
     def __init__(self, backbone: nn.Module, config: EncoderConfig) -> None:
@@ -25,7 +25,7 @@ class Encoder(nn.Module):
         self.config = config
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) → features (B, N, D) float; positions row by row."""
+        """Encode normalised images (B, 3, H, W) → features (B, N, D) float; positions are in row-major order."""
         features: Tensor = self.backbone(images)
         if features.dim() == 4:
             return features.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, N, D)
@@ -34,14 +34,14 @@ class Encoder(nn.Module):
         return features
 
     def freeze_before(self, stage: str | None) -> None:
-        """Let a freshly built encoder be trained from a stage on: freeze all that comes before it.
+        """Freeze everything before a stage, so that only this stage and later ones are trained.
 
-        What is frozen stays in evaluation mode whatever `train` says, so that batch norm keeps its statistics
+        Frozen parts stay in evaluation mode whatever `train` is called with, so that batch norm keeps its statistics
         and the frozen part computes the same in training and in captioning.
 
         Args:
-            stage: a submodule of the network, such as `layer4` of a ResNet, `Mixed_7a` of InceptionV3 or
-                `blocks.12` of EfficientNet-Lite; None freezes everything.
+            stage: a submodule of the network, such as `layer4` of a ResNet, `Mixed_7a` of InceptionV3 or `blocks.12` of
+                EfficientNet-Lite; None freezes everything.
 
         Raises:
             ValueError: the network has no such stage; the message lists some.
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Encoder:
-        """As of any module, but frozen parts stay in evaluation mode."""
+        """Set the mode of all parts that are not frozen."""
         super().train(mode)
         for module in self.backbone.modules():
             parameters = list(module.parameters())

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite 0-2: pixels → the last stage's grid; the encoder of the checkpoint that ships.
+"""EfficientNet-Lite 0 to 2: the encoder of the checkpoint that comes with the project.
 
-Tan & Le 2019 (arXiv:1905.11946) without squeeze-and-excitation, with ReLU6 and with a stem and head of fixed
-width. Written here, not taken from timm, so that captioning needs no further package; timm's
-`tf_efficientnet_lite*` is the same network, and the tests hold the two against each other.
+Tan & Le 2019 (arXiv:1905.11946) without squeeze-and-excitation, with ReLU6 and with stem and head of fixed width. The
+network is defined here, so that captioning does not need timm; the tests compare it with timm's
+`tf_efficientnet_lite*`, which is the same network.
 
 Shapes: B images, C channels, H and W rows and columns.
 """
@@ -46,7 +46,7 @@ NUM_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells one EfficientNet-Lite from another."""
+    """The scaling of one EfficientNet-Lite."""
 
     width: float
     depth: float
@@ -62,7 +62,7 @@ VARIANTS = {
 
 
 class EfficientNetLite(nn.Module):
-    """The network up to its last convolution, and the classifier behind it.
+    """The network up to its last convolution, and its classifier.
 
     Args:
         name: a key of `VARIANTS`.
@@ -92,11 +92,11 @@ class EfficientNetLite(nn.Module):
 
 
 class EfficientNetLiteBackbone(nn.Module):
-    """The network, cut at its features.
+    """The network, cut at the layer that gives the features.
 
     Args:
-        network: loses its classifier where nothing asks it, so that a checkpoint need not hold it.
-        features: which output.
+        network: loses its classifier if it is not needed, so that checkpoints do not contain it.
+        features: which output is returned.
     """
 
     def __init__(self, network: EfficientNetLite, features: FeatureKind) -> None:
@@ -135,9 +135,9 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
 
 
 def load_imagenet_weights(model: EfficientNetLite, name: str) -> None:
-    """Copy the published ImageNet weights into `model`, from the package that carries them.
+    """Copy the published ImageNet weights into `model`, from the package that contains them.
 
-    The file names its parameters otherwise but lists them in the order of this network.
+    The file names its parameters differently but lists them in the order of this network.
 
     Raises:
         ModuleNotFoundError: the package is not installed; the message names the extra.

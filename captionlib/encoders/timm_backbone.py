@@ -13,11 +13,11 @@ from captionlib.config import FeatureKind, Preprocessing
 
 
 class TimmBackbone(nn.Module):
-    """A timm model, cut at its features.
+    """A timm model, cut at the layer that gives the features.
 
     Args:
-        network: with `forward_features` and `forward_head`, as timm's models have.
-        features: which output.
+        network: has `forward_features` and `forward_head`, like all models of timm.
+        features: which output is returned.
     """
 
     def __init__(self, network: Any, features: FeatureKind) -> None:

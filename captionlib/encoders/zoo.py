@@ -1,4 +1,4 @@
-"""From an encoder's settings to the network: one table of kinds, one function that builds, one that describes."""
+"""Builds and describes encoders by their settings; one table of kinds."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ ENCODER_KINDS: dict[str, Builder] = {
 }
 """Kind → function (name, features, pretrained, size) → (backbone, the preprocessing that its weights expect)."""
 SMALLEST_SIZE = 32
-"""Pixels: most networks halve their input five times."""
+"""Smallest side in pixels, because most networks halve their input five times."""
 
 
 def build_encoder(config: EncoderConfig, *, pretrained: bool = False) -> Encoder:
-    """The network that `config` describes, in evaluation mode.
+    """Build the network that `config` describes, in evaluation mode.
 
     Args:
-        config: taken as it is, its preprocessing and dimensions included (see `describe_encoder`).
-        pretrained: load ImageNet weights. A checkpoint brings its own, so loading one needs none.
+        config: complete settings, including preprocessing and dimensions (see `describe_encoder`).
+        pretrained: load ImageNet weights; not needed for the weights of a checkpoint.
 
     Raises:
-        ValueError: an unknown kind or name, or weights that could not be fetched; the message says what to do.
+        ValueError: the kind or name is unknown, or weights could not be downloaded; the message states what to do.
         ModuleNotFoundError: a package is missing; the message names the extra.
     """
     build = _builder(config.kind)
@@ -41,13 +41,13 @@ def build_encoder(config: EncoderConfig, *, pretrained: bool = False) -> Encoder
 
 
 def describe_encoder(kind: str, name: str, features: FeatureKind = "grid", size: int | None = None) -> EncoderConfig:
-    """The full settings of a network known by name: its preprocessing, and its features' shape from a dry run.
+    """Return the complete settings of a network known by name: its preprocessing, and the shape of its features.
 
     Args:
-        size: side of the input in pixels, where it is to differ from what the weights were trained with.
+        size: side of the input in pixels; default: the size that the weights were trained with.
 
     Raises:
-        ValueError: as `build_encoder`, or the size is less than `SMALLEST_SIZE`.
+        ValueError: as `build_encoder`, or the size is smaller than `SMALLEST_SIZE`.
         ModuleNotFoundError: as `build_encoder`.
     """
     if size is not None and size < SMALLEST_SIZE:
@@ -66,7 +66,7 @@ def describe_encoder(kind: str, name: str, features: FeatureKind = "grid", size:
 
 
 def resized(config: EncoderConfig, size: int) -> EncoderConfig:
-    """The same network on images of another size, whose weights stay what they are.
+    """Return the settings of the same network, with the same weights, for images of another size.
 
     Raises:
         ValueError, ModuleNotFoundError: as `build_encoder`.

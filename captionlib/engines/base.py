@@ -15,7 +15,7 @@ class EncoderEngine(Protocol):
     """Runs an encoder."""
 
     name: str
-    """For logs and records, such as `openvino 2026.4`."""
+    """Name for logs and records, such as `openvino 2026.4`."""
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        """uint8 (B, S, S, 3) → features (B, N, D) float32, on the engine's device."""
+        """Encode uint8 (B, S, S, 3) → features (B, N, D) float32, on the engine's device."""

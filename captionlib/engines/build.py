@@ -1,7 +1,7 @@
-"""Engines: the fastest correct way to run an encoder here; uint8 pixels → features.
+"""Chooses and builds the engine that runs an encoder on a device.
 
-On a CPU that is OpenVINO, which folds what PyTorch runs apart; on CUDA, PyTorch in channels-last bfloat16. The
-normalisation is inside, so that pixels travel as bytes until the last moment.
+On a CPU this is OpenVINO, which fuses operations that PyTorch runs separately; on CUDA it is PyTorch in channels-last
+bfloat16. The normalisation is part of the engine, so that pixels are transferred as bytes.
 
 Shapes: B images, S side of the square input, N positions, D feature width.
 """
@@ -43,19 +43,18 @@ def build_engine(
     kind: EngineKind = "auto",
     int8_graph: Path | None = None,
 ) -> EncoderEngine:
-    """The engine for an encoder on a device.
+    """Build the engine for an encoder on a device.
 
     Args:
-        fingerprint: stands for the encoder's weights in the name of the cached graph.
-        num_threads: of OpenVINO. PyTorch has one number of threads for the whole process.
-        kind: `auto` takes OpenVINO on a CPU, with `int8_graph` if there is one, and PyTorch with a warning where
-            that does not work.
+        fingerprint: identifies the weights of the encoder in the name of the cached graph.
+        num_threads: threads of OpenVINO. PyTorch has one number of threads for the whole process.
+        kind: `auto` uses OpenVINO on a CPU, with `int8_graph` if there is one; if that fails, PyTorch with a warning.
         int8_graph: the encoder in 8-bit integers.
 
     Raises:
-        ModuleNotFoundError: OpenVINO was asked for and is not installed; the message names the extra.
-        ExportError: OpenVINO was asked for, and cannot run this encoder.
-        ValueError: `int8` was asked for, and there is no such graph; or `compiled`, and there is no CUDA device.
+        ModuleNotFoundError: OpenVINO was requested and is not installed; the message names the extra.
+        ExportError: OpenVINO was requested and cannot run this encoder.
+        ValueError: `int8` was requested without such a graph, or `compiled` without a CUDA device.
     """
     if kind == "compiled" and device.type != "cuda":
         raise ValueError("the engine `compiled` is for CUDA, and there is no such device here: leave out --engine")
@@ -88,7 +87,7 @@ def _int8_engine(graph: Path | None, num_threads: int) -> OpenVinoEngine:
 def _openvino_engine(
     encoder: Encoder, preprocessing: Preprocessing, fingerprint: str, num_threads: int
 ) -> OpenVinoEngine:
-    """From the cached graph; where there is none, or a damaged one, export it first, once per machine."""
+    """Build the engine from the cached graph; export the graph first if it is missing or damaged."""
     parts = [fingerprint, to_dict(encoder.config), to_dict(preprocessing), torch.__version__, _GRAPH_VERSION]
     folder = cache_folder("onnx") / digest(*parts)
     try:
@@ -112,7 +111,7 @@ def _openvino_engine(
 
 
 def _computes_the_same(engine: OpenVinoEngine, encoder: Encoder, preprocessing: Preprocessing) -> bool:
-    """Whether a graph agrees with its encoder. Tracing writes down what it saw, so this is another batch size."""
+    """Whether a graph agrees with its encoder, checked on another batch size than the one that was traced."""
     side = preprocessing.size
     pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     expected = TorchEngine(encoder, preprocessing, torch.device("cpu"))(pixels)
@@ -123,5 +122,5 @@ def _computes_the_same(engine: OpenVinoEngine, encoder: Encoder, preprocessing: 
 
 
 def _last_line(error: RuntimeError) -> str:
-    """What OpenVINO says; before it, where in its source that was."""
+    """Return the last line of OpenVINO's message; the lines before it are positions in its source."""
     return str(error).strip().rpartition("\n")[2]

@@ -1,7 +1,7 @@
-"""Runs an encoder on a CUDA device: pinned staging, a stream of its own, CUDA graphs or `torch.compile`.
+"""Runs an encoder on a CUDA device: pinned staging, a separate stream, CUDA graphs or `torch.compile`.
 
-The engine queues its work and returns: the search of one batch runs on the device while the next batch is copied and
-encoded. Whoever uses the features on the current stream waits for them on the device, not on the host.
+The engine queues its work and returns: the search of one batch runs while the next batch is copied and encoded. The
+current stream waits for the features on the device, so the host is not blocked.
 
 Shapes: B images, S side of the square input, N positions, D feature width.
 """
@@ -24,9 +24,9 @@ class PixelNetwork(nn.Module):
     """An encoder with its normalisation, in one dtype: uint8 (B, S, S, 3) → float32 (B, N, D).
 
     Args:
-        encoder: is moved to the dtype, not copied.
+        encoder: converted to the dtype in place.
         preprocessing: mean and standard deviation of the channels.
-        dtype: of the encoder's weights and layers. The normalisation is computed in float32.
+        dtype: dtype of the weights and layers. The normalisation is computed in float32.
     """
 
     def __init__(self, encoder: nn.Module, preprocessing: Preprocessing, dtype: torch.dtype) -> None:
@@ -47,14 +47,15 @@ class PixelNetwork(nn.Module):
 
 
 class CudaEngine:
-    """The encoder in bfloat16 on a CUDA device. May be called from several threads; their batches queue up in order.
+    """An encoder in bfloat16 on a CUDA device. Threads may share an engine; their batches are processed in order.
 
     Args:
-        encoder: is moved to the device, not copied.
-        preprocessing: how pixels become the encoder's input.
+        encoder: moved to the device in place.
+        preprocessing: conversion of pixels to the input of the encoder.
         device: a CUDA device.
-        compiled: fuse the encoder's operations with `torch.compile`. The first batch waits about half a minute for it.
-            Where it fails, the encoder runs without it, with a warning.
+        compiled: fuse operations with `torch.compile`, which delays the first batch by about half a minute. If this
+            fails, a
+            warning is given and the encoder runs uncompiled.
     """
 
     def __init__(
@@ -99,11 +100,12 @@ class CudaEngine:
 
 
 def padded_size(num_images: int, largest: int, *, always: bool) -> int:
-    """How many images a batch is filled up to, so that it has a size that was recorded or compiled before.
+    """Return the size to which a batch is padded, so that a recorded or compiled size can be reused.
 
     Args:
-        num_images: in the batch.
-        largest: the largest batch so far.
-        always: fill up every batch, since each new size would be compiled; else only those more than half full.
+        num_images: size of the batch.
+        largest: size of the largest batch so far.
+        always: pad every batch, because each new size would be compiled; otherwise only batches that are more than
+            half full.
     """
     return largest if always or 2 * num_images > largest else num_images

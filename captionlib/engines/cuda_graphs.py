@@ -1,6 +1,6 @@
-"""CUDA graphs: a network's kernels, recorded once for a batch size and then started all at once.
+"""CUDA graphs: records the kernels of a network for a batch size once, and then launches all of them together.
 
-An encoder is hundreds of small kernels, which a GPU does faster than Python can start them.
+An encoder consists of hundreds of small kernels, which a GPU executes faster than Python can launch them.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ import torch
 from torch import Tensor
 
 MAX_GRAPHS = 2
-"""Batch sizes that are recorded, each with memory of its own: a job has one, and an odd one at the end of each part."""
+"""Maximum number of recorded batch sizes, each with memory of its own. A job has one regular size, and others at the
+end of chunks.
+"""
 SEEN_BEFORE = 2
-"""How often a batch size must have come before it is worth a recording."""
+"""Number of times that a batch size must have occurred before it is recorded."""
 _TOLERANCE = 0.02
-"""Largest difference between a recording and what it recorded, as a share of the largest number: bfloat16 has 8 bits,
-and a library may choose another algorithm."""
+"""Largest difference between replay and eager execution, as a share of the largest value: bfloat16 has 8 bits, and a
+library may choose another algorithm."""
 
 Network = Callable[[Tensor], Tensor]
 Record = Callable[[Network, Tensor], Network]
 
 
 class Graphs:
-    """A network of which the batch sizes that come again and again are replayed. Calls wait for each other.
+    """A network whose frequent batch sizes are replayed as CUDA graphs. Concurrent calls are serialised.
 
-    What cannot be recorded, or computes something else when it is replayed, is run as it is, with a warning.
+    If recording fails or a replay gives different results, the network runs eagerly, with a warning.
 
     Args:
-        network: batch (B, ...) → output; its weights stay where they are.
-        record: makes a function that replays the network on batches of the same shape.
+        network: batch (B, ...) → output; its weights must stay in place.
+        record: creates a function that replays the network on batches of the same shape.
     """
 
     def __init__(self, network: Network, record: Record | None = None) -> None:
@@ -42,7 +44,7 @@ class Graphs:
         self._lock = threading.Lock()
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """The network's output; it is the caller's, and not written to again."""
+        """Return the network's output in memory that later calls do not overwrite."""
         with self._lock:
             shape = batch.shape
             if shape in self._replays:
@@ -68,10 +70,11 @@ class Graphs:
 
 
 def record_graph(network: Network, example: Tensor) -> Network:
-    """Record a network on CUDA for batches of the example's shape and type.
+    """Record a network on CUDA for batches of the example's shape and dtype.
 
     Raises:
-        RuntimeError: it does something that a graph cannot hold, such as asking the device for a number.
+        RuntimeError: the network contains an operation that a graph cannot hold, such as reading a number from the
+            device.
     """
     given = example.clone()
     stream = torch.cuda.Stream(example.device)

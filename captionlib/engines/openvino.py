@@ -16,16 +16,16 @@ from captionlib.engines.openvino_cache import compile_graph, import_openvino
 
 
 class OpenVinoEngine:
-    """The encoder in OpenVINO, on a CPU. Calls from several threads wait for each other.
+    """An encoder in OpenVINO on a CPU. Concurrent calls are serialised.
 
     Args:
-        graph: what `export_onnx` wrote, or `captionlib.engines.quantization.quantize_encoder`.
+        graph: file written by `export_onnx` or by `captionlib.engines.quantization.quantize_encoder`.
         num_threads: threads that share one batch.
 
     Raises:
         ModuleNotFoundError: openvino is not installed.
         OSError: the graph cannot be read.
-        RuntimeError: it is damaged, or OpenVINO does not know what is in it.
+        RuntimeError: the graph is damaged, or contains an operation that OpenVINO does not support.
     """
 
     def __init__(self, graph: Path, num_threads: int) -> None:

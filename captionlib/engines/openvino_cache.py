@@ -1,4 +1,4 @@
-"""ONNX graphs compiled by OpenVINO for this machine's CPU, and kept: the next process reads instead of compiling."""
+"""Compiles ONNX graphs with OpenVINO for this machine's CPU, and caches the result for later processes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _COMPILED = "compiled.blob"
 
 
 def compile_graph(graph: Path, settings: Mapping[str, Any]) -> Any:
-    """An `openvino.CompiledModel` of the graph.
+    """Compile a graph, or load the cached result; return an `openvino.CompiledModel`.
 
-    EfficientNet-Lite2 in 8-bit integers takes 0.7 s to compile, and 0.1 s to read when it was compiled before.
+    Compiling EfficientNet-Lite2 in 8-bit integers takes 0.7 s, loading it 0.1 s.
 
     Args:
         graph: an ONNX file.
@@ -27,7 +27,7 @@ def compile_graph(graph: Path, settings: Mapping[str, Any]) -> Any:
     Raises:
         ModuleNotFoundError: openvino is not installed.
         OSError: the graph cannot be read.
-        RuntimeError: the graph is damaged, or OpenVINO does not know what is in it.
+        RuntimeError: the graph is damaged, or contains an operation that OpenVINO does not support.
     """
     core = import_openvino().Core()
     folder = cache_folder("openvino") / digest(*_key(core, graph.read_bytes(), settings))
@@ -44,7 +44,7 @@ def compile_graph(graph: Path, settings: Mapping[str, Any]) -> Any:
 
 
 def import_openvino() -> Any:
-    """The package.
+    """Import the package.
 
     Raises:
         ModuleNotFoundError: it is not installed; the message names the extra.
@@ -57,6 +57,6 @@ def import_openvino() -> Any:
 
 
 def _key(core: Any, graph: bytes, settings: Mapping[str, Any]) -> list[Any]:
-    """All that a compiled graph depends on."""
+    """Return everything that a compiled graph depends on."""
     cpu = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     return [hashlib.sha256(graph).hexdigest(), dict(settings), import_openvino().__version__, *cpu]

@@ -1,8 +1,8 @@
-"""Encoders in 8-bit integers: a float encoder and photos to measure it on → a graph that a CPU runs much faster.
+"""Quantises encoders to 8-bit integers, which a CPU runs about twice as fast.
 
-Weights become int8, a scale for each output channel, activations uint8 between the least and the largest value that
-the photos led to (Jacob et al. 2018, arXiv:1712.05877, sections 2 and 3). Features differ by some percent then, so that
-some captions do; what that is worth is measured with `jobs.caption` and `jobs.evaluate`.
+Weights become int8 with one scale per output channel. Activations become uint8 between the smallest and the largest
+value that occurred on sample photos (Jacob et al. 2018, arXiv:1712.05877, sections 2 and 3). Features change by some
+percent, and with them some captions; `jobs.caption` and `jobs.evaluate` measure the effect.
 
 Shapes: B images, S side of the square input.
 """
@@ -28,17 +28,17 @@ from captionlib.engines.torch_engine import TorchEngine
 # Convolutions, and what stands between them, so that their results need not become floats in between.
 _OPERATIONS = ["Conv", "Add", "Clip", "Relu"]
 _FLOAT_CONVOLUTIONS = 3
-"""As many at the beginning stay in float: they see the picture itself, and rounding it is most of what integers lose
-(features of EfficientNet-Lite2: a mean cosine of 0.987 without this, 0.992 with it), for a tenth of the time."""
+"""Number of convolutions at the input that stay in float. They process the image itself, and rounding it causes most of
+the loss (features of EfficientNet-Lite2: mean cosine 0.987 without this, 0.992 with it), for a tenth of the time."""
 _BATCH = 16
 
 
 def quantize_encoder(encoder: Encoder, preprocessing: Preprocessing, pixels: Sequence[np.ndarray], path: Path) -> None:
-    """Write an encoder as an ONNX graph of 8-bit integers, with its normalisation inside as in `export_onnx`.
+    """Write an encoder with its normalisation as an ONNX graph of 8-bit integers.
 
     Args:
-        pixels: of photos such as it will be shown, uint8 (S, S, 3) each; a hundred are enough.
-        path: of the graph.
+        pixels: sample photos, uint8 (S, S, 3) each, similar to those that will be captioned; a hundred are enough.
+        path: destination of the graph.
 
     Raises:
         ModuleNotFoundError: a package is not installed; the message names the extra.
@@ -70,7 +70,7 @@ def quantize_encoder(encoder: Encoder, preprocessing: Preprocessing, pixels: Seq
 
 
 def similarity(encoder: Encoder, preprocessing: Preprocessing, graph: Path, pixels: Sequence[np.ndarray]) -> float:
-    """Mean cosine between an encoder's features in float and those of its graph in integers; 1 is the same.
+    """Return the mean cosine between the features of an encoder in float and of its graph in integers; 1 is identical.
 
     Args:
         pixels: uint8 (S, S, 3) each.
@@ -84,7 +84,7 @@ def similarity(encoder: Encoder, preprocessing: Preprocessing, graph: Path, pixe
 
 
 def _beginning(graph: Path) -> list[str]:
-    """Names of the first nodes of a graph, as far as the last of the convolutions that stay in float."""
+    """Return the names of the first nodes of a graph, up to the last convolution that stays in float."""
     import onnx
 
     nodes = [node for node in onnx.load(str(graph)).graph.node if node.op_type in _OPERATIONS]  # in order
@@ -95,7 +95,7 @@ def _beginning(graph: Path) -> list[str]:
 
 
 class _Calibration:
-    """What ONNX Runtime measures ranges on; it asks until there is nothing left."""
+    """Provides ONNX Runtime with batches for calibration."""
 
     def __init__(self, pixels: Sequence[np.ndarray]) -> None:
         self._batches = _batches(pixels)
@@ -115,7 +115,7 @@ def _batches(pixels: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """ONNX Runtime's quantizer advises on what is done here already."""
+    """Suppress advice of ONNX Runtime's quantizer that does not apply here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

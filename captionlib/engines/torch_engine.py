@@ -14,7 +14,7 @@ from captionlib.images.pixels import normalize
 
 
 class TorchEngine:
-    """The encoder as PyTorch runs it, in float32. It is moved, not copied. See `CudaEngine` for CUDA."""
+    """An encoder in PyTorch in float32, moved to the device in place. See `CudaEngine` for CUDA."""
 
     def __init__(self, encoder: nn.Module, preprocessing: Preprocessing, device: torch.device) -> None:
         self.name = f"torch {torch.__version__} on {device.type}"

@@ -1,7 +1,7 @@
-"""Files of features → named arrays, piece by piece: what `jobs.extract_features` wrote, or ready-made vectors.
+"""Reads files of features as named arrays, piece by piece: output of `jobs.extract_features`, or ready-made vectors.
 
-Ready-made are `.npy` (with the names in a `.txt` beside it, one per line), `.npz` (names under `names` or
-`paths`) and Parquet with the columns `path` (or `name`) and `features`.
+Ready-made vectors are `.npy` (with the names in a `.txt` beside it, one per line), `.npz` (names under `names` or
+`paths`) or Parquet with the columns `path` (or `name`) and `features`.
 
 Shapes: I images, N positions, D feature width.
 """
@@ -31,22 +31,22 @@ _IMAGES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Features that can be read once, from the first image to the last."""
+    """Features that can be read once, from the first to the last image."""
 
     encoder: EncoderConfig
-    """What made them; of the kind `vectors` where nobody says."""
+    """The encoder that made them; of kind `vectors` if unknown."""
     fingerprint: str | None
-    """Of that encoder's weights, where it is known."""
+    """Fingerprint of its weights; None if unknown."""
     pieces: Iterator[tuple[list[str], np.ndarray]]
-    """Images' paths, and their features (I, N, D) of any float type."""
+    """Paths of images, and their features (I, N, D) of any float type."""
 
 
 def feature_schema(encoder: EncoderConfig, fingerprint: str, extra: dict[str, Any] | None = None) -> pa.Schema:
-    """The Arrow schema of a features file, the encoder's settings and fingerprint in its metadata.
+    """Return the Arrow schema of a features file, with settings and fingerprint of the encoder in its metadata.
 
-    Columns: image_id int64, path string, features binary or null, error string or null. The features are N * D
-    float16 in little-endian order, `numpy.frombuffer(value, "<f2").reshape(N, D)`. For a list of numbers, Parquet
-    would write a level beside each of them, and take longer.
+    Columns: image_id int64, path string, features binary or null, error string or null. The features are N * D float16
+    in little-endian order: `numpy.frombuffer(value, "<f2").reshape(N, D)`. Binary values are used because Parquet would
+    store a repetition level beside each number of a list.
     """
     metadata = {"encoder": to_dict(encoder), "fingerprint": fingerprint, **(extra or {})}
     return pa.schema(
@@ -61,12 +61,12 @@ def feature_schema(encoder: EncoderConfig, fingerprint: str, extra: dict[str, An
 
 
 def list_files(fs: Any, root: str, url: str) -> list[str]:
-    """The files that hold the features of a folder or file, in the order in which they are read.
+    """List the files with the features of a folder or file, in reading order.
 
     Args:
         fs: the fsspec filesystem.
         root: the path in it.
-        url: for the error message.
+        url: for error messages.
 
     Raises:
         ValueError: there are none.
@@ -86,15 +86,16 @@ def list_files(fs: Any, root: str, url: str) -> list[str]:
 
 
 def open_source(fs: Any, files: Sequence[str], encoder: EncoderConfig | None) -> FeatureSource:
-    """Begin to read.
+    """Open features for reading.
 
     Args:
-        files: what `list_files` found.
-        encoder: what made ready-made features.
+        files: result of `list_files`.
+        encoder: encoder of ready-made features, if known.
 
     Raises:
-        ValueError: here or from `pieces`: a file has another form than stated, other features than the first
-            one, or not as many names as features.
+        ValueError: here or from `pieces`: a file has another format than stated, other features than the first
+            file, or a
+            different number of names and features.
     """
     if files[0].endswith(_NUMPY):
         return _open_numpy(fs, files, encoder)
@@ -210,7 +211,7 @@ def _open_numpy(fs: Any, files: Sequence[str], stated: EncoderConfig | None) -> 
 
 
 def _load(fs: Any, file: str) -> Any:
-    """An array; or a dict of arrays, from `.npz`. A local `.npy` is mapped, not read."""
+    """Load an array, or a dict of arrays from `.npz`. A local `.npy` is memory-mapped."""
     if file.endswith(".npy") and "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         return np.load(file, mmap_mode="r")
     with fs.open(file, "rb") as stream:
@@ -230,7 +231,7 @@ def _read_names(fs: Any, files: Sequence[str], names: np.ndarray | None) -> list
 
 
 def _described(file: str, shape: Sequence[int], stated: EncoderConfig | None) -> EncoderConfig:
-    """The settings that stand for ready-made features of shape (N, D)."""
+    """Return the settings that stand for ready-made features of shape (N, D)."""
     positions, width = shape
     if positions < 1 or width < 1:
         raise ValueError(f"{file} holds no features")

@@ -1,7 +1,7 @@
-"""Features on disk: what an encoder made of images once → arrays that a decoder trains on many times.
+"""Stored features: arrays made once by an encoder, on which a decoder is trained many times.
 
-Training opens them as one array in a memory-mapped file, so that every worker of a machine shares the same pages
-and any image is one seek away. `captionlib.features.files` says which files are read.
+Training opens them as one memory-mapped array, so that all workers of a machine share the same pages and access any
+image directly. `captionlib.features.files` reads the files.
 
 Shapes: I images, N positions, D feature width.
 """
@@ -33,19 +33,19 @@ class FeatureStore:
     """The features of a set of images."""
 
     encoder: EncoderConfig
-    """What made them; of the kind `vectors` where nobody says."""
+    """The encoder that made them; of kind `vectors` if unknown."""
     fingerprint: str | None
-    """Of that encoder's weights, where it is known."""
+    """Fingerprint of its weights; None if unknown."""
     paths: list[str]
-    """Each image's path; position in this list is position in `array`."""
+    """Path of each image; its index is the image's position in `array`."""
     array: np.ndarray
     """(I, N, D) float16, memory-mapped."""
 
     def index_by_name(self) -> dict[str, int]:
-        """File name → position. Datasets know their images by name, not by where they were when encoded.
+        """Map file names to positions. Datasets identify images by name, not by their path at the time of encoding.
 
         Raises:
-            ValueError: two images share a name (`positions` can tell them apart by their folders).
+            ValueError: two images share a name (`positions` can distinguish them by their folders).
         """
         index = {PurePosixPath(path).name: i for i, path in enumerate(self.paths)}
         for i, path in enumerate(self.paths):
@@ -55,10 +55,10 @@ class FeatureStore:
         return index
 
     def positions(self, paths: Sequence[str]) -> np.ndarray:
-        """Where the features of images are, (I,) int64: found by file name, and among equal names by folders.
+        """Return the positions of images, (I,) int64, found by file name and, among equal names, by folders.
 
         Raises:
-            ValueError: images have no features, or several images are meant by a path.
+            ValueError: images have no features, or a path is ambiguous.
         """
         by_name = defaultdict(list)
         for i, path in enumerate(self.paths):
@@ -83,18 +83,18 @@ def open_features(
 ) -> FeatureStore:
     """Open features for random access.
 
-    The first opening on a machine writes the array into `cache_dir`, once for all its workers; later ones map
-    it. Images with an `error` are left out.
+    The first call on a machine writes the array to `cache_dir` for all its workers; later calls map it. Images with an
+    `error` are omitted.
 
     Args:
-        url: a folder that `jobs.extract_features` wrote, or a ready-made `.npy`, `.npz` or `.parquet` file; local
-            or an fsspec URL.
+        url: folder written by `jobs.extract_features`, or a ready-made `.npy`, `.npz` or `.parquet` file; local or
+            an fsspec
+            URL.
         cache_dir: default: `features` in $CAPTIONLIB_CACHE (~/.cache/captionlib).
-        encoder: what made ready-made features, where that is known: the captioner can then caption photos.
+        encoder: encoder of ready-made features, if known, so that the captioner can caption photos.
 
     Raises:
-        ValueError: no features there, files of another form or of different encoders, or values that are not
-            finite.
+        ValueError: there are no features, or they have different formats or encoders, or values that are not finite.
         captionlib.cache.CacheError: the cache cannot be written, or its disk is full.
     """
     import fsspec
@@ -125,7 +125,7 @@ def open_features(
 
 
 def _map(folder: Path) -> FeatureStore | None:
-    """What `_write` wrote; None if it is not there, or not whole."""
+    """Map the files that `_write` wrote; None if they are missing or incomplete."""
     try:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         encoder = from_dict(EncoderConfig, meta["encoder"], "encoder.")
@@ -162,6 +162,6 @@ def _write(source: FeatureSource, target: Path, url: str) -> None:
 
 
 def _shared_parts(one: str, other: str) -> int:
-    """How many of their last components two paths have in common."""
+    """Count the trailing components that two paths have in common."""
     pairs = zip(reversed(PurePosixPath(one).parts), reversed(PurePosixPath(other).parts), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,8 +1,8 @@
-"""Bytes of an image file → upright RGB image: the first step of every job, the one that meets damaged input.
+"""Decodes the bytes of an image file to an upright RGB image.
 
-Whatever the bytes are, `decode_image` ends in a picture or in one `ImageDecodeError`, whose `kind` can be
-counted. The formats are those whose decoders are libraries inside Pillow; one for which Pillow starts another
-program, such as PostScript, is refused by name.
+Whatever the bytes are, `decode_image` returns an image or raises one `ImageDecodeError`, whose `kind` can be counted.
+It reads the formats whose decoders are libraries inside Pillow. Formats for which Pillow starts another program, such
+as PostScript, are rejected by name.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ ErrorKind = Literal[
 ]
 
 MAX_PIXELS = 2**26
-"""Largest picture that is decoded: 67 million pixels, such as 8192 × 8192. Decoding and converting one holds
-4 to 16 bytes per pixel, depending on its format, so a worker stays within about 1 GiB."""
+"""Largest image that is decoded: 67 million pixels, such as 8192 × 8192. Decoding and converting an image needs 4 to 16
+bytes per pixel, depending on its format, so a worker needs at most about 1 GiB."""
 
 # A JPEG that is reduced while it is decoded may be stored larger than `max_pixels`, up to these multiples.
 # Pixels that are only read cost about 10 ns each; but the scans of a progressive JPEG are kept until the last
@@ -86,9 +86,9 @@ _TURNS = {
 
 
 class ImageDecodeError(ValueError):
-    """The bytes are no picture that can be captioned: a fault of the input, which no retry mends.
+    """The bytes cannot be decoded to an image. This is a fault of the input, and retrying cannot help.
 
-    `kind` is stable, for counting and for queries; `message` is for people.
+    `kind` is a stable name for statistics and queries; `message` is for people.
     """
 
     def __init__(self, kind: ErrorKind, message: str) -> None:
@@ -102,14 +102,14 @@ class ImageDecodeError(ValueError):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A picture, and the size that its file has."""
+    """A decoded image and the size stated in its file."""
 
     image: Image.Image
-    """Mode RGB, upright; smaller than `width` × `height` if it was reduced while it was decoded."""
+    """Mode RGB, upright; smaller than `width` × `height` if it was reduced during decoding."""
     width: int
-    """In pixels, as stored, after the EXIF turn."""
+    """Stored width in pixels, after applying the EXIF orientation."""
     height: int
-    """In pixels, as stored, after the EXIF turn."""
+    """Stored height in pixels, after applying the EXIF orientation."""
 
 
 def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:
@@ -160,12 +160,12 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
 
 
 def begins_as_image(data: bytes) -> bool:
-    """Whether a file that begins with these bytes, 64 at least, may be a picture that `decode_image` reads."""
+    """Whether a file that begins with these bytes, at least 64, may be an image that `decode_image` reads."""
     return any(re.match(signature, data, re.DOTALL) for signature in _READ.values())
 
 
 def _recognize(data: bytes) -> type[ImageFile]:
-    """Pillow's reader for the file, by its first bytes alone: names and content types often lie."""
+    """Choose Pillow's reader by the first bytes of the file, because names and content types are often wrong."""
     if not data:
         raise ImageDecodeError("EmptyFile", "the file has 0 bytes")
     for reader, signature in _READ.items():
@@ -179,10 +179,10 @@ def _recognize(data: bytes) -> type[ImageFile]:
 
 
 def silence_pillow() -> None:
-    """Pillow warns of damaged metadata, image by image; only pixels count here.
+    """Suppress Pillow's warnings about damaged metadata, because only pixels matter here.
 
-    The filter is for Pillow's modules and stays: `warnings.catch_warnings` would also swallow the warnings of
-    other threads, and at times for good.
+    The filter covers Pillow's modules and stays active: `warnings.catch_warnings` would also suppress warnings of other
+    threads, sometimes permanently.
     """
     if not any(action == "ignore" and module == _PILLOW for action, _, _, module, _ in warnings.filters):
         warnings.filterwarnings("ignore", module=_PILLOW.pattern)
@@ -198,7 +198,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _has_several_scans(image: JpegImageFile, data: bytes) -> bool:
-    """Progressive, or one scan per channel."""
+    """Whether a JPEG is progressive or has one scan per channel."""
     assert image.fp is not None
     # Pillow has just read the header of the first scan: its length in 2 bytes, its number of channels in 1, …
     header_length = 6 + 2 * image.layers
@@ -208,7 +208,7 @@ def _has_several_scans(image: JpegImageFile, data: bytes) -> bool:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation, 1 (upright, also where none is stated) to 8."""
+    """Return the EXIF orientation from 1 to 8; 1 is upright, and the default if none is stated."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:
@@ -217,7 +217,9 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB: transparency lies on white, 16-bit and float channels are scaled to 8 bits."""
+    """Convert an image of any mode to RGB: transparency becomes white, 16-bit and float channels are scaled to 8
+    bits.
+    """
     if image.mode.startswith("I;16"):
         to_8_bit = np.round(np.linspace(0, 255, 2**16)).astype(np.uint8)
         return Image.fromarray(to_8_bit[np.asarray(image)]).convert("RGB")
@@ -232,9 +234,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
-    """Numbers of an unknown range, (H, W), as uint8 from black to white; `values` is overwritten.
-
-    Not-a-number is black.
+    """Scale numbers of an unknown range, (H, W), to uint8 from black to white; `values` is overwritten, NaN becomes
+    black.
     """
     finite = np.isfinite(values)
     low = float(values.min(where=finite, initial=np.inf))
@@ -246,7 +247,7 @@ def _stretch(values: np.ndarray) -> np.ndarray:
 
 
 def _explain(error: Exception, data: bytes, reader: type[ImageFile]) -> ImageDecodeError:
-    """Which kind of fault Pillow's exception stands for, by its text and the length that the file states."""
+    """Determine the kind of fault from the text of Pillow's exception and the length stated in the file."""
     text = f"{reader.format}: {str(error)[:200] or type(error).__name__}"
     if re.search(_UNSUPPORTED, text, re.IGNORECASE):
         return ImageDecodeError("UnsupportedImage", text)

@@ -1,6 +1,6 @@
-"""Bytes of an image file → RGB array, by the fastest decoder that reads the file.
+"""Decodes the bytes of an image file to an RGB array with the fastest suitable decoder.
 
-Most JPEG files are read by torchvision's decoder, all others by Pillow; pixels and errors are the same.
+Most JPEG files are decoded by torchvision, all other files by Pillow. Pixels and errors are identical.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from captionlib.images.plain_jpegs import decode_plain_jpeg
 
 @dataclass(frozen=True)
 class DecodedPixels:
-    """A picture as an array, and the size that its file has."""
+    """A decoded image as an array, and the size stated in its file."""
 
     pixels: np.ndarray
-    """HWC uint8 RGB in [0, 255], upright; smaller than `width` × `height` if it was reduced while it was decoded."""
+    """HWC uint8 RGB in [0, 255], upright; smaller than `width` × `height` if it was reduced during decoding."""
     width: int
-    """In pixels, as stored, after the EXIF turn."""
+    """Stored width in pixels, after applying the EXIF orientation."""
     height: int
-    """In pixels, as stored, after the EXIF turn."""
+    """Stored height in pixels, after applying the EXIF orientation."""
 
 
 def decode_pixels(data: bytes, *, target_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedPixels:
-    """As `decode_image`, with the same pixels and the same errors, into an array: faster for most JPEG files."""
+    """Decode to an array, with the same pixels and errors as `decode_image` but faster for most JPEG files."""
     pixels = decode_plain_jpeg(data, target_side, max_pixels)
     if pixels is not None:
         return DecodedPixels(pixels, pixels.shape[1], pixels.shape[0])

@@ -1,6 +1,6 @@
-"""Upright RGB image → square uint8 pixels → normalized float tensor: from `images.py` to the encoder.
+"""Converts an upright RGB image to the square uint8 input of an encoder, and normalises it.
 
-The checkpoint's `Preprocessing` decides size, square mode and pixel statistics; nothing else does.
+The `Preprocessing` of the checkpoint alone determines size, square mode and channel statistics.
 
 Shapes: B images, S side of the square input.
 """
@@ -47,7 +47,7 @@ def to_pixels(image: Image.Image | np.ndarray, preprocessing: Preprocessing) -> 
 
 
 def shown_part(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-    """What the encoder sees of a picture: left, top, right, bottom in its pixels."""
+    """Return the part of an image that the encoder sees: left, top, right, bottom in pixels of the image."""
     if preprocessing.square != "center_crop":
         return 0, 0, width, height
     side = min(width, height)
@@ -70,7 +70,7 @@ def filled_part(width: float, height: float, preprocessing: Preprocessing) -> tu
 
 
 def padding_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
-    """Red, green and blue in [0, 255] that are about 0 when normalized."""
+    """Return the colour (red, green, blue in [0, 255]) that is approximately 0 after normalisation."""
     return tuple(round(value) for value in preprocessing.mean)
 
 
@@ -117,7 +117,7 @@ def augment(
 
 
 def normalize(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Pixels as the encoder wants them: (value - mean) / std for each channel.
+    """Normalise pixels for the encoder: (value - mean) / std for each channel.
 
     Args:
         pixels: uint8 (B, S, S, 3) in [0, 255], on any device.
@@ -139,7 +139,7 @@ def normalize(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
 
 
 def blank_pixels(preprocessing: Preprocessing) -> np.ndarray:
-    """Zeros uint8 (S, S, 3), to hold the place of an image that could not be decoded."""
+    """Return zeros, uint8 (S, S, 3), in place of an image that could not be decoded."""
     return np.zeros((preprocessing.size, preprocessing.size, 3), dtype=np.uint8)
 
 

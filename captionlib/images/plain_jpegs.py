@@ -1,10 +1,10 @@
-"""Plain JPEG files → RGB arrays with torchvision's decoder, a third faster than through Pillow.
+"""Decodes plain JPEG files with torchvision, which takes a third less time than Pillow.
 
-Most photos are plain: upright, grey or in three channels, decoded at full size. Both libraries contain libjpeg-turbo,
-so their pixels are the same; Pillow's pass through a picture of four bytes per pixel, and are copied out of it. Every
-other file, and every file that torchvision refuses, is left to Pillow, which also finds the words for what is wrong.
+Most photos are plain: upright, grey or three-channel, decoded at full size. Both libraries use libjpeg-turbo, so their
+pixels are identical; Pillow additionally copies the image through a buffer of four bytes per pixel. All other files,
+and files that torchvision rejects, are left to Pillow, which also gives the better error message.
 
-Shapes: H, W of the picture.
+Shapes: H, W height and width of the image.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _RGB = 3  # of torchvision's ImageReadMode
 
 
 def decode_plain_jpeg(data: bytes, target_side: int | None, max_pixels: int) -> np.ndarray | None:
-    """The picture of a plain JPEG file; None for any other file.
+    """Decode a plain JPEG file; return None for any other file.
 
     Args:
         data: the whole file.
-        target_side: as `captionlib.images.decode.decode_image`; a file that this lets Pillow reduce is not plain.
-        max_pixels: a file of more pixels is not plain.
+        target_side: as for `captionlib.images.decode.decode_image`; a file that Pillow would reduce is not plain.
+        max_pixels: a file with more pixels is not plain.
 
     Returns:
-        HWC uint8 (H, W, 3) in [0, 255], as Pillow decodes it.
+        HWC uint8 (H, W, 3) in [0, 255], as decoded by Pillow.
     """
     size = _plain_size(data)
     if size is None or size[0] * size[1] > max_pixels:
@@ -58,11 +58,11 @@ def decode_plain_jpeg(data: bytes, target_side: int | None, max_pixels: int) -> 
 
 
 def _plain_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height by the file's markers; None unless they follow one another without a gap to the first scan.
+    """Read width and height from the file's markers; None unless the markers up to the first scan are contiguous.
 
-    Pillow and libjpeg search for the next marker in ways of their own when there is something between two of them. In a
-    file without such gaps both are sure to see the same frame, so that no file can state a small picture to the one and
-    a giant one to the other.
+    Pillow and libjpeg search differently for the next marker if there is other data between two of them. Without such
+    gaps both are guaranteed to see the same frame, so that no file can state a small size to one of them and a huge
+    size to the other.
     """
     if not data.startswith(_START):
         return None
@@ -89,7 +89,7 @@ def _plain_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _is_plain_to_pillow(data: bytes, size: tuple[int, int]) -> bool:
-    """Whether Pillow accepts the header, and would neither turn the picture nor convert its colours."""
+    """Whether Pillow accepts the header and would neither rotate the image nor convert its colours."""
     silence_pillow()
     try:
         image = JpegImageFile(io.BytesIO(data), "")
@@ -100,9 +100,9 @@ def _is_plain_to_pillow(data: bytes, size: tuple[int, int]) -> bool:
 
 @cache
 def _decoder() -> Any:
-    """torchvision's operator `decode_jpeg(data, mode)`; None where torchvision is built without it.
+    """Return torchvision's operator `decode_jpeg(data, mode)`; None if torchvision was built without it.
 
-    Only its library is loaded: importing all of torchvision takes a second and a half in each decoding process.
+    Only its library is loaded: importing torchvision takes 1.5 seconds in each decoding process.
     """
     import torch
 

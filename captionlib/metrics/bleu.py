@@ -1,6 +1,6 @@
-"""BLEU-1 to BLEU-4 (Papineni et al. 2002): a caption and its references → counts, added up → scores.
+"""BLEU-1 to BLEU-4 (Papineni et al. 2002), from counts that are added up over captions.
 
-The numbers are those of pycocoevalcap's `BleuScorer` with the closest reference length and its constants.
+The scores equal those of pycocoevalcap's `BleuScorer` with the closest reference length and its constants.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _TINY = 1e-15
 
 @dataclass(frozen=True)
 class BleuStats:
-    """Counts of one caption or, added up, of a corpus."""
+    """Counts of one caption or, after addition, of a corpus."""
 
     num_matches: tuple[int, ...] = (0,) * MAX_ORDER
-    """N-grams of orders 1 to 4 that a reference has too, each at most as often as in the richest one."""
+    """Matching n-grams of orders 1 to 4, each clipped to its largest count in any reference."""
     num_ngrams: tuple[int, ...] = (0,) * MAX_ORDER
     """N-grams of the caption, of orders 1 to 4."""
     hypothesis_length: int = 0
@@ -52,7 +52,7 @@ class BleuStats:
 
 
 def statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> BleuStats:
-    """What one caption adds to a corpus's BLEU."""
+    """Return the counts of one caption for BLEU."""
     most: Counter[Ngram] = Counter()
     for reference in references:
         most |= count_ngrams(reference, MAX_ORDER)

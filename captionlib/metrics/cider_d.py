@@ -1,9 +1,9 @@
-"""CIDEr-D (Vedantam et al. 2015, section 6): a caption and its references → n-gram counts → agreement.
+"""CIDEr-D (Vedantam et al. 2015, section 6): agreement of captions with their references in weighted n-grams.
 
-The numbers are those of pycocoevalcap's `Cider` (n = 4, sigma = 6, no stemming), the field's CIDEr. An n-gram
-weighs by how few images' references have it, so that counts of the whole corpus are needed before any caption
-can be scored. `CiderDStats` collects them; `CiderD` has them from a training set, as the reward of
-self-critical training (Rennie et al. 2017).
+The scores equal those of pycocoevalcap's `Cider` (n = 4, sigma = 6, no stemming), the CIDEr of the field. An n-gram's
+weight depends on the number of images whose references contain it, so counts of the whole corpus are needed first.
+`CiderDStats` collects them; `CiderD` takes them from a training set, as the reward of self-critical training (Rennie et
+al. 2017).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ EOS_WORD = SPECIAL_WORDS[EOS]
 
 @dataclass
 class CiderDStats:
-    """Counts of one caption or, added up, of a corpus."""
+    """Counts of one caption or, after addition, of a corpus."""
 
     captions: list[tuple[Counter[Ngram], tuple[Counter[Ngram], ...]]] = field(default_factory=list)
-    """For each image the n-grams of its caption and of each reference."""
+    """For each image, the n-grams of its caption and of each reference."""
     document_frequency: Counter[Ngram] = field(default_factory=Counter)
-    """For each n-gram the number of images with a reference that has it."""
+    """For each n-gram, the number of images with a reference that contains it."""
 
     def __add__(self, other: CiderDStats) -> CiderDStats:
         merged = CiderDStats(list(self.captions), Counter(self.document_frequency))
@@ -53,12 +53,14 @@ class CiderDStats:
         ]
 
     def score(self) -> float:
-        """Mean over the images, at most 10; 0 of no images. One image alone scores 0: no n-gram is rare."""
+        """Return the mean over the images, at most 10; 0 without images. A single image scores 0, because no n-gram
+        is rare.
+        """
         return math.fsum(self.image_scores()) / len(self.captions) if self.captions else 0.0
 
 
 def statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> CiderDStats:
-    """What one caption adds to a corpus's CIDEr-D."""
+    """Return the counts of one caption for CIDEr-D."""
     counts = tuple(count_ngrams(reference, MAX_ORDER) for reference in references)
     return CiderDStats([(count_ngrams(hypothesis, MAX_ORDER), counts)], Counter(set().union(*counts)))
 
@@ -142,9 +144,9 @@ class _Vector:
 
     weights: dict[Ngram, float]
     norms: tuple[float, ...]
-    """Euclidean, of each order's part."""
+    """Euclidean norm for each order."""
     num_bigrams: int
-    """The original measures length so."""
+    """Number of bigrams, by which the original implementation measures length."""
 
 
 class _Weights:

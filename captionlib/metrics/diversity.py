@@ -1,7 +1,7 @@
-"""How varied and how finished captions are, without references: what the other metrics do not see.
+"""Diversity and completeness of captions, which reference-based metrics do not measure.
 
-A captioner that says "a dog runs through the grass" of every dog scores well; one that was rewarded with
-CIDEr-D may break off in the middle. These numbers show both.
+A captioner that describes every dog as "a dog runs through the grass" scores well, and one trained on CIDEr-D may break
+off in the middle of a phrase. These numbers show both.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _DANGLING_WORDS = """
     is are was were be being has have wearing holding
 """
 DANGLING_WORDS = frozenset(_DANGLING_WORDS.split())
-"""Words that want another one after them: a caption that ends in one has been broken off."""
+"""Words that require another word after them: a caption that ends in one is incomplete."""
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """What `DiversityStats` says of a set of captions. Shares are in [0, 1]; all are 0 of no captions."""
+    """Statistics of a set of captions. Shares are in [0, 1]; all values are 0 without captions."""
 
     num_captions: int
     num_distinct: int
-    """Captions that differ in a word."""
+    """Number of different captions."""
     vocabulary_used: int
-    """Words that occur in any caption."""
+    """Number of different words."""
     mean_length: float
     """In words."""
     share_dangling: float
@@ -44,10 +44,10 @@ class Diversity:
 
 @dataclass
 class DiversityStats:
-    """Of one caption or, added up, of a corpus."""
+    """Statistics of one caption or, after addition, of a corpus."""
 
     captions: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    """How often each tokenised caption occurs."""
+    """Count of each tokenised caption."""
 
     def __add__(self, other: DiversityStats) -> DiversityStats:
         merged = DiversityStats(Counter(self.captions))
@@ -59,10 +59,10 @@ class DiversityStats:
         return self
 
     def score(self, training_captions: Set[tuple[str, ...]] | None = None) -> Diversity:
-        """The numbers.
+        """Compute the statistics.
 
         Args:
-            training_captions: the tokenised captions that the model has seen.
+            training_captions: tokenised captions of the training set.
         """
         num_captions = self.captions.total()
         words = sum(len(caption) * count for caption, count in self.captions.items())
@@ -83,5 +83,5 @@ class DiversityStats:
 
 
 def statistics(hypotheses: Iterable[Tokens]) -> DiversityStats:
-    """What tokenised captions add to a corpus's numbers."""
+    """Return the statistics of tokenised captions."""
     return DiversityStats(Counter(tuple(hypothesis) for hypothesis in hypotheses))

@@ -1,6 +1,6 @@
-"""METEOR and SPICE, which exist only as Java programs: through pycocoevalcap, where that and Java are there.
+"""METEOR and SPICE, which exist only as Java programs, through pycocoevalcap.
 
-They are extra: without them an evaluation goes on, and the result says what was left out and how to get it.
+Both are optional: without them an evaluation continues, and its result states what is missing and how to install it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from captionlib.metrics.ngrams import Tokens
 
 @dataclass(frozen=True)
 class JavaScores:
-    """METEOR and SPICE of a corpus; None where one was left out, and then `notes` says why."""
+    """METEOR and SPICE of a corpus; None for a score that was not computed, with the reason in `notes`."""
 
     meteor: float | None
     spice: float | None
     image_meteor: Mapping[Hashable, float]
-    """By image; empty where METEOR was left out. So for SPICE."""
+    """METEOR by image; empty if it was not computed. The same for SPICE."""
     image_spice: Mapping[Hashable, float]
     notes: tuple[str, ...]
 

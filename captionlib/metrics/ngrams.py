@@ -1,4 +1,4 @@
-"""What the metrics count: the n-grams of a tokenised caption."""
+"""Counts the n-grams of tokenised captions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Ngram = tuple[str, ...]
 
 
 def count_ngrams(tokens: Tokens, max_order: int = 4) -> Counter[Ngram]:
-    """How often each n-gram of orders 1 to `max_order` occurs."""
+    """Count each n-gram of orders 1 to `max_order`."""
     words = tuple(tokens)
     return Counter(
         words[start : start + order] for order in range(1, max_order + 1) for start in range(len(words) - order + 1)

@@ -1,6 +1,6 @@
-"""ROUGE-L (Lin 2004, section 3): a caption and its references → a sum over captions → the mean.
+"""ROUGE-L (Lin 2004, section 3), the mean F-measure of the longest common subsequences.
 
-The numbers are those of pycocoevalcap's `Rouge`: beta = 1.2, best precision and best recall of any reference.
+The scores equal those of pycocoevalcap's `Rouge`: beta = 1.2, best precision and best recall of any reference.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from captionlib.metrics.ngrams import Tokens
 
 BETA = 1.2
-"""Recall counts this much more than precision."""
+"""Weight of recall relative to precision."""
 
 
 @dataclass(frozen=True)
 class RougeLStats:
-    """Of one caption or, added up, of a corpus."""
+    """Sum for one caption or, after addition, for a corpus."""
 
     total: float = 0.0
-    """Sum of the captions' F-measures."""
+    """Sum of the F-measures of the captions."""
     num_captions: int = 0
 
     def __add__(self, other: RougeLStats) -> RougeLStats:
@@ -31,7 +31,7 @@ class RougeLStats:
 
 
 def statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> RougeLStats:
-    """What one caption adds to a corpus's ROUGE-L."""
+    """Return the sum of one caption for ROUGE-L."""
     # An empty caption counts as one empty word, as in the original: so it equals an empty reference.
     words = hypothesis or [""]
     precision = recall = 0.0

@@ -1,4 +1,4 @@
-"""All metrics at once: raw captions and references, by image → statistics → scores with their signature."""
+"""Computes all metrics for raw captions and references, with a signature of the settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captionlib.version import __version__
 
 @dataclass(frozen=True)
 class ImageScores:
-    """Of one image's caption. The scale of each is that of `Scores`."""
+    """Scores of one caption; same scales as `Scores`."""
 
     bleu_1: float
     bleu_2: float
@@ -25,41 +25,41 @@ class ImageScores:
     bleu_4: float
     rouge_l: float
     cider_d: float
-    """With the document frequencies of the whole corpus."""
+    """CIDEr-D with the document frequencies of the whole corpus."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of a corpus of captions."""
+    """Corpus-level scores."""
 
     bleu_1: float
-    """In [0, 1], as the other BLEUs: of the corpus, which is not the mean over the images."""
+    """In [0, 1]. Like the other BLEU scores, it is computed on the corpus and is not the mean over images."""
     bleu_2: float
     bleu_3: float
     bleu_4: float
     rouge_l: float
     """In [0, 1]: mean over the images, as CIDEr-D."""
     cider_d: float
-    """In [0, 10]; about 1 of good captions of COCO, 0.5 of fair ones of Flickr8k."""
+    """In [0, 10]; about 1 for good captions of COCO, 0.5 for moderate captions of Flickr8k."""
     num_images: int
     signature: str
-    """What decides the numbers but the captions: cite it with them."""
+    """Everything that determines the scores except the captions; cite it with them."""
     images: Mapping[Hashable, ImageScores] = field(repr=False)
     """The scores of each image's caption, in the order of the captions."""
 
 
 @dataclass
 class CaptionStats:
-    """Of one image's caption or, added up, of a corpus: so the parts that workers counted are merged."""
+    """Statistics of one caption or, after addition, of a corpus; workers' statistics are merged by addition."""
 
     keys: list[Hashable] = field(default_factory=list)
     """The images, in the order in which they were added."""
     num_references: list[int] = field(default_factory=list)
-    """Of each image."""
+    """Number of references of each image."""
     bleu: list[BleuStats] = field(default_factory=list)
-    """Of each image."""
+    """Counts of each image for BLEU."""
     rouge_l: list[RougeLStats] = field(default_factory=list)
-    """Of each image."""
+    """Sum of each image for ROUGE-L."""
     cider_d: CiderDStats = field(default_factory=CiderDStats)
 
     def __add__(self, other: CaptionStats) -> CaptionStats:
@@ -104,7 +104,7 @@ class CaptionStats:
 
 
 def statistics(key: Hashable, hypothesis: Tokens, references: Sequence[Tokens]) -> CaptionStats:
-    """What one image's tokenised caption adds to a corpus's scores."""
+    """Return the statistics of one image's tokenised caption."""
     return CaptionStats(
         [key],
         [len(references)],
@@ -144,7 +144,7 @@ def check_same_images(hypotheses: Mapping[Any, object], references: Mapping[Any,
 
 
 def signature(num_references: Sequence[int]) -> str:
-    """What decides the scores, in sacreBLEU's manner (Post 2018): `name:value` joined by `|`."""
+    """Return the settings that determine the scores, as in sacreBLEU (Post 2018): `name:value` joined by `|`."""
     fewest, most = min(num_references), max(num_references)
     return "|".join(
         (

@@ -1,4 +1,4 @@
-"""The pictures of what the jobs did: caption gallery, training curves, attention maps."""
+"""Reports: caption gallery, training curves, attention maps."""
 
 from __future__ import annotations
 

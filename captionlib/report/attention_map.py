@@ -1,4 +1,4 @@
-"""Where a decoder looked for each word: its attention weights laid over the photo.
+"""Draws attention weights over the photo for each word.
 
 Shapes: T words, N = rows x columns positions of the encoder's grid.
 """
@@ -31,25 +31,25 @@ def attention_map(
     panel_side: int = 224,
     max_columns: int = 6,
 ) -> Image.Image:
-    """The photo, and then for each word the photo lit where the decoder looked (Xu et al. 2015, figure 3).
+    """Draw the photo, and for each word the photo lit where the decoder attended (Xu et al. 2015, figure 3).
 
-    Within a word's panel light is the weight relative to that word's largest, so that panels are not to be
-    compared by brightness; the percentage after the word is its largest weight (even attention is 1 / N).
+    Within a panel, brightness is the weight relative to the largest weight of that word, so brightness cannot be
+    compared between panels. The percentage beside the word is its largest weight (uniform attention is 1 / N).
 
     Args:
         image: upright RGB.
-        words: T of them, `<eos>` if it is wanted.
-        weights: (T, N), not negative, positions in rows from the top left. Average heads first.
+        words: T words, with `<eos>` if it is wanted.
+        weights: (T, N), not negative, positions in row-major order from the top left. Average heads first.
         grid: (rows, columns) of the encoder's positions; None: a square grid.
-        square: the preprocessing's way to make the photo square, so that the map lies right.
+        square: square mode of the preprocessing, so that the map is aligned.
         panel_side: longer side of a panel, in pixels.
-        max_columns: panels in a row.
+        max_columns: number of panels per row.
 
     Returns:
-        An RGB picture; `.save("attention.png")` writes it.
+        An RGB image; `.save("attention.png")` writes it.
 
     Raises:
-        ValueError: shapes that do not fit together, or weights that are negative or not finite.
+        ValueError: shapes do not match, or weights are negative or not finite.
     """
     from PIL import Image, ImageDraw
 
@@ -94,7 +94,7 @@ def attention_map(
 
 
 def _maps(weights: np.ndarray, words: Sequence[str], grid: tuple[int, int] | None) -> np.ndarray:
-    """The weights as (T, rows, columns), checked."""
+    """Check the weights and reshape them to (T, rows, columns)."""
     if weights.ndim != 2 or len(weights) != len(words):
         raise ValueError(
             f"expected weights of shape ({len(words)}, N) for {len(words)} words, got {weights.shape}; "
@@ -112,7 +112,7 @@ def _maps(weights: np.ndarray, words: Sequence[str], grid: tuple[int, int] | Non
 
 
 def _over_photo(grid_map: np.ndarray, size: tuple[int, int], square: SquareMode) -> np.ndarray:
-    """A word's (rows, columns) map as brightness (height, width) in [0, 1] over the photo of `size`."""
+    """Scale the (rows, columns) map of a word to brightness (height, width) in [0, 1] for the photo of `size`."""
     from PIL import Image
 
     width, height = size
@@ -130,7 +130,7 @@ def _over_photo(grid_map: np.ndarray, size: tuple[int, int], square: SquareMode)
 
 
 def _lit(photo: Image.Image, brightness: np.ndarray) -> Image.Image:
-    """The photo, dim and grey where `brightness` is 0, warm and in full colour where it is 1."""
+    """Render the photo dim and grey where `brightness` is 0, warm and in full colour where it is 1."""
     from PIL import Image
 
     colour = np.asarray(photo, dtype=np.float64)  # (H, W, 3)
@@ -142,7 +142,7 @@ def _lit(photo: Image.Image, brightness: np.ndarray) -> Image.Image:
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, word: str, percent: str, size: int) -> None:
-    """The word at the left and the percentage at the right of a panel, on one base line at `place`."""
+    """Write the word at the left and the percentage at the right of a panel, on one base line at `place`."""
     from PIL import ImageFont
 
     left, base_line = place

@@ -1,4 +1,4 @@
-"""An image with what was said about it, as a report shows it: a run's sample, an evaluation's extremes."""
+"""An image with its caption and scores, as shown in reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 THUMBNAIL_SIDE = 360
-"""Longer side in pixels: sharp in a column of a phone, and about 20 KB as JPEG."""
+"""Longer side of a thumbnail in pixels, sharp on a phone and about 20 KB as JPEG."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Card:
 
     path: str
     thumbnail_jpeg: bytes | None = None
-    """From `thumbnail_jpeg()`; None where the image could not be decoded."""
+    """Result of `thumbnail_jpeg()`; None if the image could not be decoded."""
     caption: str | None = None
     log_prob: float | None = None
     """Natural log-probability of the caption, summed over its tokens."""
@@ -28,7 +28,7 @@ class Card:
     alternatives: Sequence[tuple[str, float]] = ()
     """The other hypotheses, best first: text and log-probability."""
     notes: Sequence[tuple[str, str]] = ()
-    """Further lines, each a label and a text: references, scores."""
+    """Further lines, each a label and a text, such as references and scores."""
     error: str | None = None
     """`Kind: message`, as in the job's output."""
 
@@ -51,7 +51,7 @@ class Card:
 
 
 def thumbnail_jpeg(image: Image.Image, side: int = THUMBNAIL_SIDE) -> bytes:
-    """An upright RGB image, scaled so that its longer side is at most `side` pixels, as JPEG."""
+    """Encode an upright RGB image as JPEG, scaled so that its longer side is at most `side` pixels."""
     from PIL import Image
 
     small = image.convert("RGB")

@@ -1,6 +1,6 @@
-"""Bar and line charts as inline SVG, for a report's page: they follow its colours, dark or light.
+"""Bar and line charts as inline SVG, which adopt the light or dark colours of the page.
 
-Sizes are in the SVG's own units; on a page a chart is 320 to 560 CSS pixels wide, so that text stays legible.
+Sizes are in SVG units; on a page a chart is 320 to 560 CSS pixels wide.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ WIDTH, HEIGHT = 440, 230
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 40
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 MAX_POINTS = 240
-"""More points than this in a line are averaged in groups: a curve of a million steps stays small."""
+"""A line with more points is averaged in groups, so that a curve of a million steps stays small."""
 MAX_MARKS = 40
-"""Up to so many points are marked, and tell their value under the pointer."""
+"""Up to this number of points are marked and show their value under the pointer."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawn chart with its title and, where it has several lines, their names."""
+    """A rendered chart with its title and, if it has several lines, their names."""
 
     title: str
     svg: Markup
@@ -33,7 +33,7 @@ class Chart:
 
 
 def bar_chart(title: str, counts: Mapping[int, int], *, x_label: str) -> Chart:
-    """A histogram over whole numbers. Numbers between the least and the greatest that are missing count 0."""
+    """Draw a histogram over whole numbers. Missing numbers between the smallest and the largest count as 0."""
     if not counts:
         raise ValueError(f"chart {title!r} has no bars")
     first, last = min(counts), max(counts)
@@ -59,12 +59,12 @@ def bar_chart(title: str, counts: Mapping[int, int], *, x_label: str) -> Chart:
 
 
 def named_bars(title: str, values: Mapping[str, float], *, unit: str) -> Chart:
-    """A horizontal bar per name, from the top down, each with its value; values are not negative.
+    """Draw one horizontal bar per name, from top to bottom, each with its value; values are not negative.
 
     Args:
-        title: stands above the chart.
+        title: text above the chart.
         values: at least one.
-        unit: stands below the chart.
+        unit: text below the chart.
     """
     if not values:
         raise ValueError(f"chart {title!r} has no bars")
@@ -90,12 +90,12 @@ def named_bars(title: str, values: Mapping[str, float], *, unit: str) -> Chart:
 
 
 def line_chart(title: str, lines: Mapping[str, Sequence[Point]], *, x_label: str, from_zero: bool = False) -> Chart:
-    """Lines over a common axis, by name. Points that are not finite are left out.
+    """Draw lines over a common axis, by name. Points that are not finite are omitted.
 
     Args:
-        title: stands above the chart.
+        title: text above the chart.
         lines: (x, y) points in order of x.
-        x_label: stands below the axis.
+        x_label: text below the axis.
         from_zero: both axes begin at 0, and the area under the first line is filled.
     """
     drawn = {name: _thin(_finite(points)) for name, points in lines.items()}
@@ -139,7 +139,7 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]], *, x_label: str
 
 
 def ticks(low: float, high: float, target: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from at or below `low` to at or above `high`."""
+    """Return round numbers (1, 2 or 5 times a power of ten apart) from at most `low` to at least `high`."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # the same, but for rounding
         margin = abs(low) * 0.1 or 1.0
         low, high = (low, low + 1) if low == 0 else (low - margin, low + margin)
@@ -151,7 +151,7 @@ def ticks(low: float, high: float, target: int = 5) -> list[float]:
 
 
 def compact(value: float) -> str:
-    """A number in few characters: 1.5M, 20k, 0.25, 4e-4."""
+    """Format a number in few characters: 1.5M, 20k, 0.25, 4e-4."""
     if 0 < abs(value) < 1e-3:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
@@ -162,7 +162,7 @@ def compact(value: float) -> str:
 
 
 def plain(value: float) -> str:
-    """A number of steps or epochs, whole where it is."""
+    """Format a number of steps or epochs, without decimals if it is whole."""
     return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
 
 

@@ -1,4 +1,4 @@
-"""The caption job's report: counts, a sample of captions with their images, and what went wrong."""
+"""Builds the report of the caption job: counts, a sample of images with their captions, and errors."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from captionlib.report.charts import Chart, bar_chart, line_chart
 from captionlib.report.page import Page, Section, duration, share
 
 ERROR_EXAMPLES = 4
-"""Images shown per kind of error."""
+"""Number of images shown per kind of error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What a caption run did, in numbers."""
+    """Figures of a caption run."""
 
     title: str = "Captions"
     text: str = ""
-    """Such as where the images came from and when it ended."""
+    """Subtitle, such as the inputs and the time."""
     num_planned: int
     num_captioned: int
     num_failed: int
     seconds: float
-    """Wall-clock time of the run."""
+    """Wall-clock seconds of the run."""
     num_this_run: int | None = None
-    """Images done in `seconds`, where an earlier run had done the others; None: all of them."""
+    """Number of images processed in `seconds`, if earlier runs processed others; None: all of them."""
     fingerprint: str = ""
-    """Of the model."""
+    """Fingerprint of the model."""
     settings: Mapping[str, Any] | None = None
-    """Decoding settings and whatever else decides the captions."""
+    """Search settings and everything else that determines the captions."""
 
 
 def gallery_page(

@@ -1,6 +1,6 @@
-"""A report as one HTML file that needs nothing else: no network, no second file.
+"""Renders a report as one self-contained HTML file without network access.
 
-The caption job, the evaluation and the training each put their sections on such a page.
+The caption job, the evaluation and the training each fill such a page with sections.
 """
 
 from __future__ import annotations
@@ -30,53 +30,53 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page under a heading. Shows whichever of its contents are given, in this order."""
+    """A part of a page with a heading. Contents that are given are shown in the order of the fields."""
 
     title: str
     text: str = ""
     charts: Sequence[Chart] = ()
     table_head: Sequence[str] = ()
     table: Sequence[Sequence[Any]] = ()
-    """Rows; numbers and percentages are aligned to the right."""
+    """Rows; numbers and percentages are right-aligned."""
     cards: Sequence[Card] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Everything on a page, from its head to its foot."""
+    """The contents of a whole page."""
 
     title: str
     text: str = ""
     """A line below the title."""
     numbers: Sequence[tuple[str, str]] = ()
-    """What is read first: label and value."""
+    """Most important figures: label and value."""
     alert: str = ""
-    """Something that must not be overlooked."""
+    """A warning that is shown prominently."""
     sections: Sequence[Section] = ()
     settings: Mapping[str, Any] | None = None
-    """Settings under which it was made; groups may be nested once or more."""
+    """Settings of the run; groups may be nested."""
 
 
 def render_page(page: Page) -> str:
-    """The page's HTML. All text is escaped, whatever the paths and captions hold."""
+    """Render the HTML of a page. All text is escaped."""
     return _environment().get_template("page.html").render(page=page, settings=flatten(page.settings or {}))
 
 
 def write_page(path: str, page: Page) -> None:
-    """Writes the page to a file or an fsspec URL, as UTF-8."""
+    """Write the page as UTF-8 to a file or an fsspec URL."""
     write_bytes(path, render_page(page).encode("utf-8"))
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes a file, local or behind an fsspec URL."""
+    """Write a file, local or behind an fsspec URL."""
     with fsspec.open(path, "wb") as file:
         file.write(data)
 
 
 def visible(value: Any) -> Any:
-    """Text with everything that a reader would not see, or UTF-8 cannot hold, written as an escape.
+    r"""Escape characters that are invisible or that UTF-8 cannot represent.
 
-    A line feed in a file name becomes `\\n`, and a byte of a name that is not UTF-8 `\\udce9`.
+    A line feed in a file name becomes `\n`, and a byte of a name that is not UTF-8 becomes `\udce9`.
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
@@ -84,14 +84,14 @@ def visible(value: Any) -> Any:
 
 
 def share(part: int, whole: int) -> str:
-    """A percentage that is not rounded to nothing."""
+    """Format a percentage; small ones are not rounded to 0."""
     if part and part < 0.0001 * whole:
         return "<0.01%"
     return f"{part / max(1, whole):.2%}"
 
 
 def duration(seconds: float) -> str:
-    """`8.4 s`, `12 min 5 s`, `3 h 20 min`, `2 d 4 h`: the two largest units."""
+    """Format a duration with its two largest units: `8.4 s`, `12 min 5 s`, `3 h 20 min`, `2 d 4 h`."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     for unit, size, lesser, lesser_size in (
@@ -107,7 +107,7 @@ def duration(seconds: float) -> str:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups of settings as one: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    """Flatten nested settings: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -139,17 +139,17 @@ def _base64(data: bytes) -> str:
 
 
 def _is_figure(value: Any) -> bool:
-    """Whether a table's cell is aligned to the right."""
+    """Whether a cell of a table is right-aligned."""
     return isinstance(value, Real) or bool(re.fullmatch(r"[<−-]?[\d.,]+%?", str(value)))
 
 
 def _path(path: str) -> Markup:
-    """A long path breaks after its slashes."""
+    """Allow line breaks after the slashes of a long path."""
     return Markup("/<wbr>").join(visible(part) for part in path.split("/"))
 
 
 def _number(value: Any, pattern: str = "") -> str:
-    """A number with thousands separators and a true minus sign; anything else as text."""
+    """Format a number with thousands separators and a minus sign; anything else as text."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return str(value)
     text = format(value, pattern) if pattern else f"{value:,}" if isinstance(value, Integral) else f"{value:,.4g}"

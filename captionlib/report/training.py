@@ -1,4 +1,4 @@
-"""The training job's report: curves of its metrics, as a page and as a PNG picture."""
+"""Builds the report of the training job: curves of its metrics, as a page and as a PNG image."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MetricRow = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Panel:
-    """A diagram with the metrics that share its vertical axis: column → name in the legend."""
+    """A diagram of metrics that share a vertical axis: column → name in the legend."""
 
     title: str
     columns: Mapping[str, str]
     higher_is_better: bool | None = None
-    """None: neither, it is a setting."""
+    """None for settings, which are neither better nor worse."""
 
 
 PANELS = (
@@ -35,22 +35,23 @@ PANELS = (
     Panel("Learning rate", {"learning_rate": "learning rate"}),
     Panel("Teacher forcing", {"teacher_forcing": "probability of the reference word"}),
 )
-"""What is drawn, where the metrics have it."""
+"""The diagrams, drawn if the metrics contain their columns."""
 
 _COLOURS = ("#2f6f62", "#c2703d")
 _INK, _MUTED, _RULE = "#1d2021", "#696e72", "#e3e3df"
 
 
 def curves_png(metrics: Sequence[MetricRow] | pa.Table, *, title: str = "") -> bytes:
-    """The curves of a training run as a PNG picture, with matplotlib.
+    """Draw the curves of a training run as a PNG image with matplotlib.
 
     Args:
-        metrics: rows in order of time with `step` or `epoch`, and any columns of `PANELS`; a value that is
-            missing, None or not finite is a gap (dev scores come once per epoch).
-        title: stands above the diagrams.
+        metrics: rows in order of time with `step` or `epoch`, and any columns of `PANELS`; a value that is missing,
+            None or
+            not finite is a gap (dev scores exist once per epoch).
+        title: text above the diagrams.
 
     Raises:
-        ValueError: nothing to draw, or no matplotlib.
+        ValueError: there is nothing to draw, or matplotlib is missing.
     """
     rows = _rows(metrics)
     axis = _time_axis(rows)

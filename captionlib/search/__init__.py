@@ -1,9 +1,9 @@
-"""Search: a `step` function over words → the captions that it finds most probable, or draws.
+"""Search: finds the most probable captions, or draws samples, with a `step` function over words.
 
-Knows no model. A step is `step(tokens (R,), state, memory) -> (log_probs (R, V), state)`, where `memory` holds
-what belongs to an image (dimension 0: image) and `state` what belongs to a hypothesis (dimension 0: row). Rows of
-one image stand side by side; their number grows from one to the beam width with the first word. An image whose
-captions are complete leaves the batch, and no image affects another's captions.
+The search is independent of the model. A step is `step(tokens (R,), state, memory) -> (log_probs (R, V), state)`, where
+`memory` belongs to images (dimension 0: image) and `state` to hypotheses (dimension 0: row). Rows of one image are
+adjacent; with the first word their number grows from one to the beam width. An image whose captions are complete leaves
+the batch, and no image affects the captions of another.
 
 Shapes: B images still searched, K rows per image (beams or samples), R = B * K rows, V words, L words so far.
 """
@@ -25,8 +25,8 @@ __all__ = ["Hypothesis", "Memory", "State", "Step", "search"]
 Step = Callable[[Tensor, State, Memory], tuple[Tensor, State]]
 
 WORDS_BETWEEN_WAITS = {"cuda": 4}
-"""How often the search asks a device which images are done: the host waits for the answer, and until it has it can
-give the device nothing more to do. An image that is done meanwhile runs along, and its captions stay as they are."""
+"""Number of words between queries to the device for finished images. A query blocks the host, which cannot queue
+further work meanwhile. A finished image stays in the batch until then, and its captions do not change."""
 
 
 def search(

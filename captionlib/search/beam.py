@@ -1,4 +1,4 @@
-"""Beam search, of which greedy search is the width 1: log-probabilities of the next word → the rows that go on.
+"""Beam search; greedy search is beam width 1.
 
 Shapes: as in `captionlib.search`; C candidates of a row.
 """
@@ -15,11 +15,11 @@ from captionlib.vocabulary import PAD
 
 
 class Beam:
-    """A finished hypothesis keeps its place in the beam with its score, until better ones push it out.
+    """Keeps finished hypotheses in the beam with their score until better ones displace them.
 
-    Groups (diverse beam search, Vijayakumar et al. 2018, section 4) are beams that take turns within a step: a
-    word costs `diversity_strength` for each hypothesis of an earlier group that chose it in this step. The cost
-    decides what a group follows; log-probabilities don't contain it.
+    Groups (diverse beam search, Vijayakumar et al. 2018, section 4) are beams that are extended one after the other
+    within a step: a word is penalised by `diversity_strength` for each hypothesis of an earlier group that chose it in
+    this step. The penalty affects the choice of a group, but is not part of the log-probabilities.
     """
 
     def __init__(self, config: SearchConfig) -> None:
@@ -44,9 +44,9 @@ class Beam:
         return (None if self.width == 1 else parent), word, new
 
     def done(self, rows: Rows) -> Tensor:
-        """(B,) bool: as many hypotheses as are wanted have ended, and none alive can pass them.
+        """Return (B,) bool: enough hypotheses are finished, and no unfinished one can exceed them.
 
-        A log-probability only falls; a score under a length penalty is bounded by that of the longest caption.
+        A log-probability only decreases; with a length penalty, a score is bounded by that of the longest caption.
         """
         alive = ~rows.ended & (rows.log_probs > -torch.inf)  # (B, K)
         done = ~alive.any(dim=1)
@@ -59,10 +59,10 @@ class Beam:
         return done
 
     def _candidates(self, log_probs: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
-        """The best words of each row, best first: log-probabilities (B, K, C) and ids, C = width.
+        """Return the best words of each row, best first: log-probabilities (B, K, C) and ids, with C = width.
 
-        No more of a row can be taken. With groups as well: the words that cost something are at most as many as
-        the hypotheses of the other groups, so that enough others are among the row's best.
+        No row can contribute more words than that. This holds for groups as well: at most as many words are penalised
+        as the other groups have hypotheses.
         """
         gained, words = log_probs.topk(min(self.width, log_probs.shape[-1]), dim=-1)
         if (missing := self.width - words.shape[-1]) > 0:  # a vocabulary smaller than the beam
@@ -74,7 +74,7 @@ class Beam:
         return torch.where(ended, only, gained), words.masked_fill(ended, PAD)
 
     def _take_turns(self, scores: Tensor, words: Tensor) -> Tensor:
-        """Group by group, the best candidates: indices (B, width) into the flattened (B, K * C)."""
+        """Choose the best candidates group by group: indices (B, width) into the flattened (B, K * C)."""
         if self.groups == 1:
             return scores.flatten(1).topk(self.width, dim=1).indices
         _, num_rows, num_candidates = words.shape

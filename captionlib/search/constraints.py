@@ -1,4 +1,4 @@
-"""Constraints of a search: a step's log-probabilities → the same with -inf for the words that are forbidden there.
+"""Constraints of a search: set the log-probability of forbidden words to -inf.
 
 Shapes: R rows, V words, L words so far.
 """
@@ -14,7 +14,7 @@ from captionlib.vocabulary import BOS, EOS, PAD, UNK
 
 
 class Constraints:
-    """What the settings forbid: special words, an early end, n-grams that are there already, a late end."""
+    """The constraints of the settings: special words, minimum length, repeated n-grams, maximum length."""
 
     def __init__(self, config: SearchConfig, device: torch.device) -> None:
         self.config = config

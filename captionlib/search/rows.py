@@ -1,4 +1,4 @@
-"""The rows of a search: hypotheses of all images still searched, side by side → the captions of those that are done.
+"""The rows of a search: hypotheses of all images still searched, and the captions of finished images.
 
 Shapes: as in `captionlib.search`.
 """
@@ -20,22 +20,22 @@ Memory = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One caption as the search leaves it."""
+    """One caption found by the search."""
 
     tokens: tuple[int, ...]
     """Word ids, without `<bos>` and `<eos>`."""
     log_prob: float
-    """Sum of the model's log-probabilities, natural log, `<eos>` included where it was reached."""
+    """Sum of log-probabilities, natural logarithm, including `<eos>` if it was reached."""
     finished: bool
-    """Whether `<eos>` was reached; if not, the model left no way to go on."""
+    """Whether `<eos>` was reached; otherwise no allowed word had a positive probability."""
     attention: Tensor | None = None
-    """(L, N) weights of each word, where they were asked for."""
+    """(L, N) attention weights of each word, if they were requested."""
 
 
 class Rows:
-    """What the search knows about each row, kept in step with the model's state.
+    """State of the search for each row, kept consistent with the model's state.
 
-    An ended row (after `<eos>`) keeps its place and continues with `<pad>`, which costs nothing.
+    A finished row (after `<eos>`) keeps its place and is continued with `<pad>` at no cost.
 
     Args:
         start: the model's state before `<bos>`, one row per image.
@@ -58,15 +58,15 @@ class Rows:
         self._found: dict[int, list[Hypothesis]] = {}
 
     def scores(self, config: SearchConfig) -> Tensor:
-        """What the hypotheses are ranked by (B, K)."""
+        """Scores (B, K) by which hypotheses are ranked."""
         return rank(self.log_probs, self.lengths.clamp(min=1.0), config)
 
     def advance(self, parent: Tensor | None, word: Tensor, log_probs: Tensor) -> None:
-        """Go one word further.
+        """Append one word to each row.
 
         Args:
-            parent: (B, K) int64, which row of the image each new row continues; None: each continues itself.
-            word: (B, K) int64; `<pad>` ends a row.
+            parent: (B, K) int64, the row of the image that each new row continues; None: each row continues itself.
+            word: (B, K) int64; `<pad>` keeps a row finished.
             log_probs: (B, K), of the whole hypotheses.
         """
         if parent is not None:
@@ -87,7 +87,9 @@ class Rows:
         self.log_probs = log_probs
 
     def release(self, done: Tensor, config: SearchConfig) -> bool:
-        """Write down the captions of images that are done (B,) bool, and let go of them; whether any is left."""
+        """Store the captions of finished images, (B,) bool, and remove these images; return whether any image
+        remains.
+        """
         # The one place in a search where the host waits for the device.
         newly = [b for b, is_done in enumerate(done.tolist()) if is_done and self._places[b] not in self._found]
         if not newly:
@@ -101,7 +103,7 @@ class Rows:
         return bool(kept)
 
     def captions(self) -> list[list[Hypothesis]]:
-        """What was found, in the order of the images that were given."""
+        """Return the captions in the order of the given images."""
         return [self._found[image] for image in sorted(self._found)]
 
     def _keep(self, places: list[int]) -> None:
@@ -140,8 +142,8 @@ class Rows:
 
 
 def rank(log_probs: Tensor, lengths: Tensor | float, config: SearchConfig) -> Tensor:
-    """What hypotheses compete by: log-probability / length ** length_penalty (Wu et al. 2016, section 7, with the
-    length itself for their (5 + length) / 6)."""
+    """Compute the score of hypotheses: log-probability / length ** length_penalty (Wu et al. 2016, section 7, with the
+    length instead of (5 + length) / 6)."""
     return log_probs / lengths**config.length_penalty if config.length_penalty else log_probs
 
 

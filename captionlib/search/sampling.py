@@ -1,4 +1,4 @@
-"""Sampling: log-probabilities of the next word → words drawn from them, the same for an image in any batch.
+"""Sampling: draws words from the distribution; samples of an image do not depend on its batch.
 
 Shapes: as in `captionlib.search`.
 """
@@ -18,11 +18,11 @@ from captionlib.vocabulary import PAD
 
 
 class Sampling:
-    """Independent captions by the inverse of the cumulative distribution.
+    """Draws independent captions by inverting the cumulative distribution.
 
-    Each image has a stream of uniform numbers to itself, from a counter-based generator keyed by seed and image
-    (Philox: Salmon et al. 2011), and word ids keep their order on the line that the numbers point to. So the
-    batch decides nothing, and a difference in the last digit of a probability hardly ever does.
+    Each image has its own stream of uniform numbers, from a counter-based generator keyed by seed and image (Philox:
+    Salmon et al. 2011), and words are ordered by id. Results therefore do not depend on the batch, and rarely on
+    rounding.
     """
 
     def __init__(self, config: SearchConfig, image_ids: Sequence[int], device: torch.device) -> None:
@@ -48,16 +48,17 @@ class Sampling:
         return (torch.zeros_like(word) if rows.width != word.shape[1] else None), word, new
 
     def done(self, rows: Rows) -> Tensor:
-        """(B,) bool: all samples have ended."""
+        """Return (B,) bool: all samples are finished."""
         return rows.ended.all(dim=1)
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits (..., V) → probabilities with the tail set to 0.
+    """Convert logits (..., V) to probabilities whose tail is 0.
 
     Args:
-        top_k: words that are kept (Fan et al. 2018, section 5.2); 0 means all.
-        top_p: then the fewest of them whose probability reaches this (nucleus sampling, Holtzman et al. 2020).
+        top_k: number of words that are kept (Fan et al. 2018, section 5.2); 0 means all.
+        top_p: then keep the fewest words whose total probability reaches this value (nucleus sampling, Holtzman et al.
+            2020).
     """
     keep_all = not 0 < top_k < logits.shape[-1]
     if keep_all and top_p >= 1:
@@ -71,6 +72,6 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def _stream(seed: int, image_id: int) -> np.random.Generator:
-    """An image's own random numbers; any 64-bit seed and id, negative ones too."""
+    """Return the random numbers of an image, for any 64-bit seed and id, including negative ones."""
     key = [int(number) & 0xFFFF_FFFF_FFFF_FFFF for number in (seed, image_id)]
     return np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))

@@ -1,1 +1,1 @@
-"""What training is made of, without Ray: batches, schedules, optimizers, the step."""
+"""The components of training, independent of Ray: batches, losses, schedules, optimizers, the step."""

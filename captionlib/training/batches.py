@@ -1,7 +1,7 @@
-"""Batches: features and encoded captions → the tensors of one step, the same for any number of workers.
+"""Forms the batches of each step; they do not depend on the number of workers.
 
-An epoch's order is drawn from (seed, epoch) alone. Each step's images are cut from that order and then split
-over the workers, so one worker and eight see the same steps, and a resumed run goes on where it stopped.
+The order of an epoch is drawn from (seed, epoch). The images of each step are taken from that order and then divided
+among the workers, so that any number of workers sees the same steps, and a resumed run continues exactly.
 
 Shapes: B images of this worker, K captions per image, T words with `<bos>` and `<eos>`, N positions, D width.
 """
@@ -34,32 +34,32 @@ class Batch:
     images: np.ndarray
     """(B,) positions of the images in the data set, for error messages."""
     num_words: float
-    """Words to be learnt in the whole step, over all workers, each times its caption's weight: what sums over words are
-    divided by."""
+    """Number of words to learn in the whole step over all workers, each times the weight of its caption. Sums over
+    words are divided by it."""
     num_captions: int
-    """Captions in the whole step, likewise."""
+    """Number of captions in the whole step, weighted likewise."""
     num_images: int
-    """Images in the whole step."""
+    """Number of images in the whole step."""
     weights: Tensor | None = None
-    """(B, K) float32: what each caption counts; None where all count 1."""
+    """(B, K) float32: weight of each caption; None if all weights are 1."""
     objects: Tensor | None = None
-    """(B, C) int8: which objects are in the images, see `captionlib.training.objects`."""
+    """(B, C) int8: objects in the images, see `captionlib.training.objects`; None if they are not learnt."""
     num_labelled: int = 0
-    """Images in the whole step whose objects are known."""
+    """Number of images in the whole step whose objects are known."""
 
 
 class CaptionBatches:
     """Draws the steps of each epoch.
 
     Args:
-        inputs: what the images are shown as.
-        captions: for each image of the data set, its captions as word ids.
-        images_per_step: over all workers together.
-        choice: which of an image's captions a step learns.
-        caption_index: which one, for the choice `index`; of fewer, the last.
-        captions_per_image: how many, for the choice `random`; of fewer, all.
-        weights: for each image what its captions count; default: 1.
-        objects: (images, C) int8, see `captionlib.training.objects`; default: there are no labels.
+        inputs: features or photos of the images.
+        captions: for each image of the dataset, its captions as word ids.
+        images_per_step: number of images over all workers together.
+        choice: which captions of an image a step learns.
+        caption_index: index for the choice `index`; the last caption if there are fewer.
+        captions_per_image: number for the choice `random`; all captions if there are fewer.
+        weights: for each image, the weights of its captions; default: 1.
+        objects: (images, C) int8, see `captionlib.training.objects`; default: no labels.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class CaptionBatches:
             )
 
     def __len__(self) -> int:
-        """Steps per epoch. Their sizes differ by one image at most, so that no step is a small remainder."""
+        """Number of steps per epoch. Their sizes differ by at most one image, so that no step is a small remainder."""
         return -(-len(self.inputs) // self.images_per_step)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """This worker's batches of one epoch, from `first_step` on."""
+        """Yield this worker's batches of one epoch, from `first_step` on."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.inputs))
         steps = np.array_split(order, len(self))
         for step, images in enumerate(steps[first_step:], start=first_step):
@@ -132,7 +132,7 @@ class CaptionBatches:
 
 
 def _num_words(captions: Sequence[Sequence[Sequence[int]]], weights: Sequence[Sequence[float]] | None) -> float:
-    """Words to be learnt, `<eos>` among them, each times its caption's weight."""
+    """Count the words to learn, including `<eos>`, each times the weight of its caption."""
     if weights is None:
         return sum(len(caption) + 1 for of_image in captions for caption in of_image)
     pairs = zip(captions, weights, strict=True)
@@ -140,7 +140,7 @@ def _num_words(captions: Sequence[Sequence[Sequence[int]]], weights: Sequence[Se
 
 
 def pad_weights(weights: Sequence[Sequence[float]]) -> Tensor:
-    """What the captions of B images count → (B, K) float32; a missing caption counts 0."""
+    """Convert the weights of the captions of B images to (B, K) float32; a missing caption has weight 0."""
     padded = torch.zeros(len(weights), max(map(len, weights)))
     for b, of_image in enumerate(weights):
         padded[b, : len(of_image)] = torch.tensor(of_image)
@@ -148,7 +148,7 @@ def pad_weights(weights: Sequence[Sequence[float]]) -> Tensor:
 
 
 def pad_captions(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-    """Captions of B images → (B, K, T) int64 with `<bos>`, `<eos>` and `<pad>`; K and T are the largest there."""
+    """Convert captions of B images to (B, K, T) int64 with `<bos>`, `<eos>` and `<pad>`; K and T are the largest."""
     num_captions = max(len(of_image) for of_image in captions)
     length = max(len(caption) for of_image in captions for caption in of_image) + 2
     tokens = torch.full((len(captions), num_captions, length), PAD)
@@ -159,7 +159,7 @@ def pad_captions(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
 
 
 def side_by_side(tokens: Tensor, others: Tensor) -> Tensor:
-    """(B, K, T) and (B, K', T') captions of the same images → (B, K + K', the longer T)."""
+    """Concatenate (B, K, T) and (B, K', T') captions of the same images → (B, K + K', max(T, T'))."""
     length = max(tokens.shape[-1], others.shape[-1])
     padded = [F.pad(part, (0, length - part.shape[-1]), value=PAD) for part in (tokens, others)]
     return torch.cat(padded, dim=1)

@@ -1,5 +1,6 @@
-"""Teachers: decoders that have learnt already → for each word of a caption the probabilities that a student learns,
-too (Hinton, Vinyals & Dean 2015, section 2; word by word of a sequence: Kim & Rush 2016, section 3.1).
+"""Knowledge distillation: averages the teachers' next-word distributions, which the student is trained to match.
+
+Hinton, Vinyals & Dean 2015, section 2; word level: Kim & Rush 2016, section 3.1.
 
 Shapes: as in `captionlib.decoders.base`.
 """
@@ -15,10 +16,10 @@ from captionlib.decoders import Decoder
 
 
 class Teachers:
-    """Decoders whose probabilities are averaged. They know the student's words, and are shown what it is shown.
+    """Decoders whose probabilities are averaged. They share the student's vocabulary and inputs.
 
     Args:
-        decoders: of any kinds, at least one.
+        decoders: at least one, of any kind.
     """
 
     def __init__(self, decoders: Sequence[Decoder]) -> None:
@@ -27,18 +28,19 @@ class Teachers:
         self.decoders = [decoder.eval().requires_grad_(False) for decoder in decoders]
 
     def to(self, device: torch.device) -> Teachers:
-        """The same on a device."""
+        """Move the teachers to a device."""
         self.decoders = [decoder.to(device) for decoder in self.decoders]
         return self
 
     @torch.no_grad()
     def probabilities(self, features: Tensor, tokens: Tensor, captions: Tensor) -> Tensor:
-        """What they think of each word of the given captions: (M, V), in the order of a student's output.
+        """Compute the averaged probabilities of the words of given captions: (M, V), in the order of the student's
+        output.
 
         Args:
             features: (B, N, D).
             tokens: (B, K, T).
-            captions: the student's `DecoderOutput.captions` (M,).
+            captions: `DecoderOutput.captions` (M,) of the student.
         """
         mean = torch.zeros(())
         for decoder in self.decoders:

@@ -1,7 +1,7 @@
-"""What dev scores decide: when the plateau schedule lowers the learning rate, when training stops early.
+"""Decides from dev scores when the plateau schedule lowers the learning rate, and when training stops early.
 
-Both are functions of the finished epochs alone, which a checkpoint holds, so that a resumed run decides as the
-uninterrupted one would.
+Both depend only on the finished epochs, which a checkpoint contains, so that a resumed run decides like an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ Row = Mapping[str, Any]
 
 
 def is_over(history: Sequence[Row], settings: TrainingSettings) -> bool:
-    """Whether the run has had its epochs, or has stopped early."""
+    """Whether the run has finished all epochs or stopped early."""
     return len(history) >= settings.epochs or has_stopped_early(history, settings)
 
 
 def has_stopped_early(history: Sequence[Row], settings: TrainingSettings) -> bool:
-    """Whether the last `watch.patience` epochs have brought no new best; never, when that is 0."""
+    """Whether the last `watch.patience` epochs had no new best score; never if that is 0."""
     patience = settings.watch.patience
     return 0 < patience <= epochs_without_improvement(history, settings.watch)
 
 
 def epochs_without_improvement(history: Sequence[Row], watch: WatchSettings) -> int:
-    """Epochs since the best one; the first epoch is one of improvement."""
+    """Return the number of epochs since the best one; the first epoch counts as an improvement."""
     return _replay(history, watch)[-1] if history else 0
 
 
 def plateau_factor(history: Sequence[Row], optimizer: OptimizerSettings, watch: WatchSettings) -> float:
-    """What the plateau schedule multiplies the peak learning rate by, after these epochs."""
+    """Return the factor of the peak learning rate under the plateau schedule after these epochs."""
     factor, waited = 1.0, 0
     for bad_epochs in _replay(history, watch):
         waited = waited + 1 if bad_epochs else 0
@@ -42,7 +42,7 @@ def plateau_factor(history: Sequence[Row], optimizer: OptimizerSettings, watch: 
 
 
 def _replay(history: Sequence[Row], watch: WatchSettings) -> list[int]:
-    """After each epoch, the number of epochs since the best."""
+    """Return, after each epoch, the number of epochs since the best one."""
     sign = -1.0 if watch.metric == "dev_loss" else 1.0
     best, waited, found = -math.inf, 0, []
     for row in history:

@@ -1,6 +1,6 @@
-"""An encoder and a decoder as one decoder that is shown pixels, so that training from images is training.
+"""Encoder and decoder as one decoder whose features are pixels, so that both are trained by the same code.
 
-Shapes: as in `captionlib.decoders.base`; S side of the encoder's square input.
+Shapes: as in `captionlib.decoders.base`; S side of the square input of the encoder.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from captionlib.training.objects import ObjectsHead
 
 
 class EncoderDecoder(Decoder):
-    """What is called features elsewhere are pixels here: uint8 (B, S, S, 3), as `to_pixels` makes them.
+    """A decoder whose `features` are pixels, uint8 (B, S, S, 3), as made by `to_pixels`.
 
-    The encoder stays in evaluation mode: batch norm keeps its statistics, and so one worker and eight learn the
-    same, and captioning computes what training did. What `Encoder.freeze_before` left is trained.
+    The encoder stays in evaluation mode, so that batch norm keeps its statistics, any number of workers learns the
+    same, and captioning computes the same as training. The stages that `Encoder.freeze_before` left unfrozen are
+    trained.
 
     Args:
         encoder: normalised images (B, 3, S, S) → features (B, N, D).
-        decoder: of any kind.
-        objects: predicts objects from the features, in training only.
+        decoder: decoder of any kind.
+        objects: predicts objects from the features, only in training.
     """
 
     def __init__(self, encoder: Encoder, decoder: Decoder, objects: ObjectsHead | None = None) -> None:
@@ -42,7 +43,7 @@ class EncoderDecoder(Decoder):
         return self
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels uint8 (B, S, S, 3) → features (B, N, D)."""
+        """Encode pixels uint8 (B, S, S, 3) → features (B, N, D)."""
         if not self._is_frozen:
             return self._features(pixels)
         # Self-critical training shows the same pixels twice: to draw captions, and to learn from them. The first time

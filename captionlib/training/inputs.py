@@ -1,9 +1,9 @@
-"""What a step's images are shown as: features on disk, or the photos themselves, decoded as they are needed.
+"""Loads the inputs of a step: stored features, or photos that are decoded on demand.
 
-Everything random is drawn from the step's own generator, for all images of the step, whichever worker loads them:
-so any number of workers, and a run that is resumed, see the same.
+All random numbers come from the generator of the step, for all images of the step, whichever worker loads them. Any
+number of workers and a resumed run therefore see the same inputs.
 
-Shapes: B images, N positions, D feature width, S side of the encoder's square input.
+Shapes: B images, N positions, D feature width, S side of the square input of the encoder.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ _SMALLEST_CROP = 0.5  # of the area; `augment` takes no less
 
 
 class Inputs(Protocol):
-    """The images of a data set, by their positions in it."""
+    """The images of a dataset, addressed by position."""
 
     def __len__(self) -> int: ...
 
     def load(self, images: np.ndarray, share: np.ndarray, generator: np.random.Generator) -> Tensor:
-        """What the decoder is shown of a step's images.
+        """Load the inputs of a step.
 
         Args:
             images: positions of all images of the step.
-            share: which of these are wanted.
-            generator: of the step.
+            share: which of them this worker needs.
+            generator: generator of the step.
 
         Returns:
-            A row per wanted image.
+            One row per image of the share.
         """
         ...
 
 
 def shown_on(shown: Tensor, device: torch.device) -> Tensor:
-    """What `Inputs.load` gave, on a device as a decoder takes it: features in float32, pixels as bytes.
+    """Move the result of `Inputs.load` to a device: features become float32, pixels stay bytes.
 
-    Features travel in the half precision in which they are stored, since half as many bytes are copied so.
+    Features are copied in half precision, which halves the number of bytes.
     """
     moved = to_device(shown, device)
     return moved.float() if moved.is_floating_point() else moved
 
 
 class FeatureViews:
-    """Features (B, N, D) in the type that is stored, each image's from one of several views at random.
+    """Features (B, N, D) in their stored dtype, for each image from one of several views at random.
 
     Args:
-        views: arrays (images, N, D) of the same images seen differently (as they are, mirrored, ...).
-        rows: for each image of the data set, its position in the views.
+        views: arrays (images, N, D) of different views of the same images (original, mirrored, ...).
+        rows: for each image of the dataset, its position in the views.
     """
 
     def __init__(self, views: Sequence[np.ndarray], rows: np.ndarray) -> None:
@@ -79,11 +79,11 @@ class Photos:
     """Pixels (B, S, S, 3) uint8 of image files.
 
     Args:
-        paths: for each image of the data set, where it is.
-        preprocessing: the encoder's.
-        augmented: show random crops, mirrored or not.
-        read: path → the file's bytes.
-        num_threads: that read and decode.
+        paths: path of each image of the dataset.
+        preprocessing: preprocessing of the encoder.
+        augmented: use random crops, mirrored with probability 0.5.
+        read: path → bytes of the file.
+        num_threads: number of threads that read and decode.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Photos:
 
 
 def ahead(items: Iterator[T], depth: int = 2) -> Generator[T]:
-    """The same items, made by a thread while the last ones are worked on; at most `depth` wait."""
+    """Yield the same items, produced by a thread in advance; at most `depth` items wait."""
     waiting: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     over = threading.Event()
 

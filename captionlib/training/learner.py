@@ -1,4 +1,4 @@
-"""The learner: batches → updates of a decoder's weights; with all that a resumed run needs to go on exactly."""
+"""The learner: updates the weights of a decoder from batches, and saves the state that exact resumption needs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from captionlib.training.settings import TrainingSettings
 
 
 class NonFiniteLossError(ValueError):
-    """The loss became infinite or NaN; the weights are those before that step.
+    """The loss became infinite or NaN. The weights are those before that step.
 
-    All workers of a step raise it, since they share its gradients.
+    All workers of a step raise it, because they share its gradients.
 
     Args:
-        message: what became of what, at which step.
-        images: positions of this worker's images; empty where only another worker's loss is to blame.
+        message: the value and the step.
+        images: positions of this worker's images; empty if only the loss of another worker was not finite.
     """
 
     def __init__(self, message: str, images: Sequence[int]) -> None:
@@ -41,19 +41,19 @@ class NonFiniteLossError(ValueError):
 
 
 class Learner:
-    """A decoder, its optimizer and its averaged weights.
+    """A decoder with its optimizer and averaged weights.
 
     Args:
-        model: the decoder as training calls it: `model(features, tokens, teacher_forcing)`; it may be wrapped
-            for data-parallel training.
+        model: the decoder as called in training, `model(features, tokens, teacher_forcing)`; it may be wrapped for
+            data-parallel training.
         decoder: the same decoder without the wrapper.
-        settings: how to train.
-        steps_per_epoch: optimizer steps of an epoch.
-        world_size: workers. Gradients of wrapped models are averaged over them, and sums are what is wanted.
+        settings: training settings.
+        steps_per_epoch: number of optimizer steps of an epoch.
+        world_size: number of workers. Wrapped models average gradients over them, while sums are needed.
         autocast: dtype of the forward pass; None computes in float32.
-        critic: draws and rewards captions, where `settings.self_critical` has a weight.
-        encoder: the part of the decoder that has learnt already, and learns more slowly.
-        teachers: what the decoder learns from besides the captions, on its device; not together with a critic.
+        critic: draws and rewards captions, if `settings.self_critical` has a weight.
+        encoder: pretrained part of the decoder, which has a lower learning rate.
+        teachers: teachers for distillation, on the device of the decoder; not together with a critic.
     """
 
     def __init__(
@@ -79,29 +79,29 @@ class Learner:
         self.optimizer = build_optimizer(decoder.parameters(), settings.optimizer, slow)
         self.step_number = 0
         self.plateau_factor = 1.0
-        """What the plateau schedule has come to; 1 with any other schedule."""
+        """Current factor of the plateau schedule; 1 with any other schedule."""
         self.reward: float | None = None
-        """Mean CIDEr-D of the captions drawn in the last step, in self-critical training."""
+        """Mean CIDEr-D of the captions that were drawn in the last step, in self-critical training."""
         self.average: dict[str, Tensor] | None = None
         if settings.ema_decay:
             self.average = {name: value.detach().clone() for name, value in decoder.state_dict().items()}
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step of the run (0-based)."""
+        """Return the learning rate of a step of the run (0-based)."""
         factor = learning_rate_factor(
             step, steps_per_epoch=self.steps_per_epoch, num_steps=self.num_steps, settings=self.settings.optimizer
         )
         return self.settings.optimizer.learning_rate * factor * self.plateau_factor
 
     def teacher_forcing_at(self, epoch: int) -> float:
-        """The share of given words in an epoch of the run (0-based)."""
+        """Return the probability of given words in an epoch of the run (0-based)."""
         return teacher_forcing_ratio(epoch, epochs=self.settings.epochs, settings=self.settings.teacher_forcing)
 
     def step(self, batch: Batch) -> tuple[float, int]:
-        """Learn one batch; this worker's sum of cross-entropy (nats) and count of words of the given captions.
+        """Learn one batch; return this worker's sum of cross-entropy (nats) and number of words of the given captions.
 
         Raises:
-            NonFiniteLossError: before the weights are touched.
+            NonFiniteLossError: before the weights are changed.
         """
         self.model.train()
         learning_rate = self.learning_rate_at(self.step_number)
@@ -132,7 +132,7 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, int]:
-        """Sum of cross-entropy (nats) and count of words under teacher forcing, without learning."""
+        """Return the sum of cross-entropy (nats) and the number of words under teacher forcing, without learning."""
         self.decoder.eval()
         device = _device(self.decoder)
         output = self.decoder(shown_on(batch.features, device), batch.tokens)
@@ -141,7 +141,7 @@ class Learner:
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """A context in which the decoder has its averaged weights, where they are kept."""
+        """Context in which the decoder has its averaged weights, if there are any."""
         if self.average is None:
             yield
             return
@@ -153,7 +153,7 @@ class Learner:
             self.decoder.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs, random generators included."""
+        """Return everything that `load_state_dict` needs, including random generators."""
         return {
             "decoder": self.decoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -163,7 +163,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.decoder.load_state_dict(state["decoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
@@ -171,7 +171,7 @@ class Learner:
         torch.set_rng_state(state["rng"].cpu())
 
     def _loss(self, batch: Batch) -> tuple[Tensor, LossSums]:
-        """A part's share of the step's objective, and the sums over its given captions."""
+        """Compute one part's share of the objective of the step, and the sums over its given captions."""
         features, tokens, images = batch.features, batch.tokens, batch.images
         num_given = tokens.shape[1]
         samples = None
@@ -214,7 +214,7 @@ class Learner:
         return objective, sums
 
     def _parts(self, batch: Batch) -> list[Batch]:
-        """The batch on the device, cut into parts that are learnt one after the other."""
+        """Yield the batch on the device, cut into parts that are processed one after the other."""
         device = _device(self.decoder)
         tensors: dict[str, Any] = {
             "features": shown_on(batch.features, device),
@@ -231,7 +231,7 @@ class Learner:
         ]
 
     def _gradient_sync(self, *, last: bool) -> Any:
-        """Workers exchange gradients once per step, with the last part."""
+        """Synchronise gradients between workers once per step, with the last part."""
         no_sync: Callable[[], Any] | None = getattr(self.model, "no_sync", None)
         return contextlib.nullcontext() if last or no_sync is None else no_sync()
 

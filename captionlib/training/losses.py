@@ -1,6 +1,6 @@
-"""Losses: a decoder's logits and the captions that they should have been → sums and counts.
+"""Losses of a decoder's logits, as sums and counts.
 
-Sums and counts, not means, so that workers whose captions differ in length merge by addition.
+Sums and counts rather than means, so that workers whose captions differ in length are merged by addition.
 
 Shapes: B images, K captions per image, M words to predict, N positions, V words in the vocabulary.
 """
@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossSums:
-    """What one batch adds to the loss."""
+    """Sums of one batch."""
 
     objective: Tensor
     """Scalar with gradient: what training minimises, summed over words (label smoothing included)."""
     cross_entropy: Tensor
     """Scalar: the sum of -log p(word), natural log, without smoothing."""
     num_words: int
-    """Words predicted, `<eos>` among them."""
+    """Number of words predicted, including `<eos>`."""
 
 
 def caption_loss(
@@ -36,12 +36,14 @@ def caption_loss(
     """Cross-entropy of the next word.
 
     Args:
-        logits: (M, V), a row per word to be predicted.
+        logits: (M, V), one row per word to predict.
         targets: (M,) int64.
-        label_smoothing: share of the probability that goes to all words alike (Szegedy et al. 2016, section 7).
-        taught: (M, V) the probabilities that teachers give the words (see `captionlib.training.distillation`).
-        teacher_share: share of the objective that is cross-entropy with these.
-        weights: (M,) float, what each word counts in the objective; default: 1.
+        label_smoothing: share of the probability that is distributed evenly over all words (Szegedy et al. 2016,
+            section
+            7).
+        taught: (M, V) probabilities of the teachers (see `captionlib.training.distillation`).
+        teacher_share: share of the objective that is cross-entropy with these probabilities.
+        weights: (M,) float, weight of each word in the objective; default: 1.
     """
     log_probs = logits.float().log_softmax(dim=-1)  # once for both sums: over a vocabulary it is what a loss costs
     cross_entropy = F.nll_loss(log_probs, targets, reduction="none")  # (M,)
@@ -57,10 +59,11 @@ def caption_loss(
 
 
 def doubly_stochastic_penalty(attention: Tensor) -> Tensor:
-    """Sum over captions of Σ_i (1 - Σ_t α_ti)²: every place should be looked at about once (Xu et al. 2015, eq. 14).
+    """Sum over captions of Σ_i (1 - Σ_t α_ti)², which encourages equal attention to all positions (Xu et al. 2015, eq.
+    14).
 
     Args:
-        attention: weights summed over each caption's words (B, K, N); a missing caption's are all 0.
+        attention: weights summed over the words of each caption (B, K, N); 0 for a missing caption.
     """
     exists = attention.detach().sum(dim=-1, keepdim=True) > 0  # (B, K, 1)
     return ((1 - attention) ** 2 * exists).sum()

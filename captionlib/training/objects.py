@@ -1,8 +1,8 @@
-"""Objects as a second thing to learn: an encoder's features → which categories are in the image, in training only.
+"""An auxiliary loss in training: features of the encoder → object categories in the image.
 
-Captions name few of the objects in a photo. A list of them trains the encoder on all, also where a photo has no caption
-of its own. Each position votes for each category, and the votes are pooled (Fang et al. 2015, section 3, with a smooth
-maximum in place of noisy-or: Pinheiro & Collobert 2015, equation 6).
+Captions name few of the objects of a photo. A list of all objects also trains the encoder on photos without captions of
+their own. Each position gives a logit for each category, and these are pooled (Fang et al. 2015, section 3, with a
+smooth maximum instead of noisy-or: Pinheiro & Collobert 2015, equation 6).
 
 Shapes: B images, N positions, D feature width, C categories.
 """
@@ -22,23 +22,23 @@ from torch import Tensor, nn
 from captionlib.datasets import DatasetError
 
 UNKNOWN = -1
-"""Label of every category for an image whose objects nobody listed."""
+"""Label of all categories for an image without a list of objects."""
 
 
 @dataclass(frozen=True)
 class ObjectLabels:
-    """Which objects are in the images of a data set."""
+    """The objects in the images of a dataset."""
 
     categories: tuple[str, ...]
     labels: np.ndarray
-    """(images, C) int8: 1 is there, 0 is not there, `UNKNOWN` in the whole row of an image without a list."""
+    """(images, C) int8: 1 present, 0 absent; a row of `UNKNOWN` for an image without a list."""
 
     @classmethod
     def of(cls, images: Sequence[str], objects: Mapping[str, Sequence[str]]) -> ObjectLabels:
-        """The labels of images, by their file names; the categories are those that any of these images shows.
+        """Build the labels of images by file name, for all categories that any of these images shows.
 
         Raises:
-            DatasetError: two images that have a list of objects have the same file name.
+            DatasetError: two images with a list of objects have the same file name.
         """
         listed = [image for image in images if image in objects]
         twice = {image for image in listed if listed.count(image) > 1} if len(set(listed)) < len(listed) else set()
@@ -55,17 +55,17 @@ class ObjectLabels:
 
     @property
     def num_labelled(self) -> int:
-        """Images whose objects are known."""
+        """Number of images with known objects."""
         return int((self.labels != UNKNOWN).any(axis=1).sum())
 
     def digest(self) -> str:
-        """Tells other labels from these."""
+        """Hash that identifies the labels."""
         text = json.dumps(self.categories).encode() + self.labels.tobytes()
         return hashlib.sha256(text).hexdigest()[:16]
 
 
 class ObjectsHead(nn.Module):
-    """Features (B, N, D) → logits (B, C) that each category is somewhere in the image."""
+    """Features (B, N, D) → logits (B, C) that each category is present in the image."""
 
     def __init__(self, feature_dim: int, num_categories: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Optimizers and the schedules of learning rate and teacher forcing, each a row of a table."""
+"""Optimizers, and schedules of learning rate and teacher forcing, each a row of a table."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerSettings], torch.
 
 
 def _is_on_gpu(groups: list[dict[str, Any]]) -> bool | None:
-    """Whether an optimizer may update all parameters in one kernel; None leaves the choice to PyTorch."""
+    """Whether the optimizer may update all parameters in one kernel; None leaves the choice to PyTorch."""
     return all(p.device.type == "cuda" for group in groups for p in group["params"]) or None
 
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter], settings: OptimizerSettings, encoder: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
-    """The optimizer over those parameters that are to be trained.
+    """Build the optimizer for the trainable parameters.
 
-    Each of its groups has under `factor` what the learning rate is multiplied by for it.
+    Each of its groups contains under `factor` the multiplier of its learning rate.
 
     Args:
-        parameters: of the whole model.
-        encoder: those among them that have learnt already, and go on more slowly.
+        parameters: parameters of the whole model.
+        encoder: parameters of the pretrained encoder, which has a lower learning rate.
     """
     slow = {id(parameter) for parameter in encoder}
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -49,7 +49,7 @@ def build_optimizer(
 
 
 def learning_rate_factor(step: int, *, steps_per_epoch: int, num_steps: int, settings: OptimizerSettings) -> float:
-    """What the peak learning rate is multiplied by at a step (0-based) of a run of `num_steps`."""
+    """Return the factor of the peak learning rate at a step (0-based) of a run of `num_steps`."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if settings.schedule == "step":
@@ -63,7 +63,7 @@ def learning_rate_factor(step: int, *, steps_per_epoch: int, num_steps: int, set
 
 
 def teacher_forcing_ratio(epoch: int, *, epochs: int, settings: TeacherForcingSettings) -> float:
-    """Share of given words in an epoch (0-based): Bengio et al. 2015, section 2.4, with epochs for steps."""
+    """Return the probability of given words in an epoch (0-based): Bengio et al. 2015, section 2.4, by epochs."""
     if settings.schedule == "linear":
         return settings.start + (settings.end - settings.start) * epoch / max(epochs - 1, 1)
     if settings.schedule == "exponential":

@@ -1,8 +1,8 @@
-"""Self-critical training: the decoder's own captions and their rewards → a loss that raises what scored well.
+"""Self-critical training: raises the probability of sampled captions with a high reward.
 
-Rennie et al. 2017 (arXiv:1612.00563) with the baseline of Luo 2020 (arXiv:2003.09971): each of an image's samples is
-held against the mean of the others. The reward is CIDEr-D with `<eos>` as a word of caption and references alike;
-without it, ending in the middle of a phrase costs nothing, and most captions learn to.
+Rennie et al. 2017 (arXiv:1612.00563) with the baseline of Luo 2020 (arXiv:2003.09971): each sample is compared with the
+mean of the other samples of the image. The reward is CIDEr-D with `<eos>` as a word of captions and references; without
+it, captions that end in the middle of a phrase are not penalised, and most captions learn to do so.
 
 Shapes: B images, K samples per image, N positions, D feature width, M words to predict, M' of them in samples.
 """
@@ -25,7 +25,7 @@ from captionlib.vocabulary import EOS, SPECIAL_WORDS, Vocabulary
 
 @dataclass(frozen=True)
 class Samples:
-    """What the decoder said of a batch, and how well that was."""
+    """Sampled captions of a batch and their rewards."""
 
     captions: list[list[list[int]]]
     """Per image K captions as word ids, without `<bos>` and `<eos>`."""
@@ -35,14 +35,14 @@ class Samples:
 
 
 class SelfCritic:
-    """Draws captions and rewards them.
+    """Draws captions and computes their rewards.
 
     Args:
-        reward: CIDEr-D against the training captions, `<eos>` included, its keys the images' positions.
-        vocabulary: the decoder's.
-        num_samples: captions drawn per image.
-        max_tokens: longest caption drawn.
-        seed: of the draws.
+        reward: CIDEr-D against the training captions, with `<eos>`; its keys are positions of images.
+        vocabulary: vocabulary of the decoder.
+        num_samples: number of captions per image.
+        max_tokens: longest caption that is drawn.
+        seed: seed of the samples.
     """
 
     def __init__(self, reward: CiderD, vocabulary: Vocabulary, *, num_samples: int, max_tokens: int, seed: int) -> None:
@@ -50,7 +50,7 @@ class SelfCritic:
         self.num_samples, self.max_tokens, self.seed = num_samples, max_tokens, seed
 
     def samples(self, decoder: Decoder, features: Tensor, images: Sequence[int], step: int) -> Samples:
-        """Draw and reward captions for features (B, N, D) of the images at these positions of the data set."""
+        """Draw and reward captions for features (B, N, D) of the images at these positions of the dataset."""
         # Every step draws anew, and a resumed run draws the same.
         config = SearchConfig(
             method="sample",
@@ -71,7 +71,7 @@ class SelfCritic:
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
-    """Rewards (B, K) minus the mean of the image's other samples (Luo 2020, eq. 4)."""
+    """Subtract from rewards (B, K) the mean of the other samples of the image (Luo 2020, eq. 4)."""
     num_samples = rewards.shape[1]
     if num_samples < 2:
         raise ValueError(f"self-critical training needs 2 samples or more per image, got {num_samples}")
@@ -80,12 +80,12 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
 
 
 def self_critical_loss(output: DecoderOutput, drawn: Tensor, samples: Samples, num_given: int) -> Tensor:
-    """The loss whose gradient is that of the expected reward, negated (Rennie et al. 2017, eq. 6).
+    """Compute the loss whose gradient is the negated gradient of the expected reward (Rennie et al. 2017, eq. 6).
 
     Args:
-        output: of the decoder on captions side by side: per image `num_given` of people, then its samples.
+        output: output of the decoder on concatenated captions: for each image `num_given` references, then its samples.
         drawn: (M,) bool, which words belong to samples.
-        samples: what was drawn.
+        samples: the samples.
 
     Returns:
         Scalar with gradient, a mean over the words of the samples.

@@ -1,4 +1,4 @@
-"""Settings of training that belong to learning, not to the cluster."""
+"""Settings of training that are independent of the cluster."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """Which optimizer, and how its learning rate moves."""
+    """The optimizer and the schedule of its learning rate."""
 
     kind: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     learning_rate: float = 1.2e-3
     """Peak learning rate."""
     encoder_factor: float = 0.1
-    """An encoder that is trained, too, has the learning rate times this."""
+    """Multiplier of the learning rate for a trained encoder."""
     weight_decay: float = 0.0
     momentum: float = 0.9
-    """SGD and RMSProp."""
+    """Momentum of SGD and RMSProp."""
     schedule: Literal["constant", "cosine", "linear", "step", "plateau"] = "cosine"
-    """How the learning rate falls after warm-up: over the whole run, or (`plateau`) when dev scores say so."""
+    """How the learning rate falls after warm-up: over the whole run, or depending on dev scores (`plateau`)."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises from 0."""
     step_epochs: int = 3
-    """`step`: epochs between falls."""
+    """`step`: number of epochs between reductions."""
     step_factor: float = 0.5
-    """`step` and `plateau`: what each fall multiplies by."""
+    """`step` and `plateau`: factor of each reduction."""
     plateau_epochs: int = 2
-    """`plateau`: epochs in a row without a new best (see `watch`) that lead to a fall."""
+    """`plateau`: number of epochs without a new best score (see `watch`) that cause a reduction."""
     clip_norm: float = 5.0
-    """Gradients of a larger global norm are scaled down to it; 0 switches it off."""
+    """Gradients with a larger global norm are scaled down to it; 0 disables clipping."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -47,13 +47,13 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherForcingSettings:
-    """How often a step's input is the given word (scheduled sampling, Bengio et al. 2015, section 2.4)."""
+    """How often the input of a step is the given word (scheduled sampling, Bengio et al. 2015, section 2.4)."""
 
     schedule: Literal["constant", "linear", "exponential", "inverse_sigmoid"] = "constant"
     start: float = 1.0
-    """Share of given words in the first epoch (`constant`: in all)."""
+    """Probability of given words in the first epoch (`constant`: in all epochs)."""
     end: float = 0.75
-    """`linear`: share in the last epoch; the others never fall below it."""
+    """`linear`: probability in the last epoch; the lower bound of the other schedules."""
     rate: float = 0.95
     """`exponential`: the factor k per epoch; `inverse_sigmoid`: k in k / (k + exp(epoch / k))."""
 
@@ -65,13 +65,13 @@ class TeacherForcingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfCriticalSettings:
-    """Learning from the score of the decoder's own captions (Rennie et al. 2017). For a decoder that can
-    caption already: start from a checkpoint."""
+    """Training on the score of the decoder's own captions (Rennie et al. 2017). It needs a decoder that is already
+    trained: start from a checkpoint."""
 
     weight: float = 0.0
-    """Share of the objective; the rest is cross-entropy, which keeps the sentences whole. 0 switches it off."""
+    """Share of the objective; the rest is cross-entropy, which keeps sentences complete. 0 disables it."""
     num_samples: int = 5
-    """Captions drawn per image and step."""
+    """Number of captions drawn per image and step."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
@@ -82,13 +82,13 @@ class SelfCriticalSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSettings:
-    """The dev score that early stopping and the plateau schedule go by."""
+    """The dev score that early stopping and the plateau schedule depend on."""
 
     metric: Literal["cider_d", "dev_loss"] = "cider_d"
     patience: int = 0
-    """Stop early after so many epochs in a row without a new best; 0 trains all epochs."""
+    """Stop early after this number of consecutive epochs without a new best score; 0 trains all epochs."""
     min_change: float = 0.0
-    """A new best is better by more than this."""
+    """A new best score must be better by more than this."""
 
     def __post_init__(self) -> None:
         for name in ("patience", "min_change"):
@@ -98,14 +98,14 @@ class WatchSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionFilter:
-    """Which training captions are left out. Dev captions all count."""
+    """Which training captions are omitted. All dev captions are used."""
 
     min_words: int = 1
-    """Shorter captions are left out."""
+    """Omit captions with fewer words."""
     max_words: int | None = None
-    """Longer captions are left out, where `max_tokens` would cut them."""
+    """Omit captions with more words, instead of cutting them to `max_tokens`."""
     min_known: float = 0.0
-    """Captions of whose words a smaller share is in the vocabulary are left out."""
+    """Omit captions if a smaller share of their words is in the vocabulary."""
 
     def __post_init__(self) -> None:
         if self.min_words < 1:
@@ -118,35 +118,37 @@ class CaptionFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """One training run."""
+    """Settings of one training run."""
 
     epochs: int = 8
     images_per_step: int = 25
-    """Images of one optimizer step over all workers together: a run means the same on 1 worker and on 8."""
+    """Number of images of one optimizer step over all workers, so that a run is the same on 1 worker and on 8."""
     captions: Literal["all", "random", "index", "longest", "shortest"] = "all"
-    """Which of an image's captions a step learns. `all` projects the features once for all of them."""
+    """Which captions of an image a step learns. `all` projects the features once for all of them."""
     caption_index: int = 0
-    """`index`: which one, counted from 0 among those that the filter leaves; of fewer, the last."""
+    """`index`: index from 0 among the captions that pass the filter; the last one if there are fewer."""
     captions_per_image: int = 1
-    """`random`: how many of an image's captions a step learns, drawn anew in every epoch; of fewer, all."""
+    """`random`: number of captions per image and step, drawn anew in every epoch; all if there are fewer."""
     accumulation: int = 1
-    """Parts into which a worker cuts its share of a step, to need less memory; the result is the same."""
+    """Number of parts that a worker processes its share of a step in, to save memory; the result is the same."""
     label_smoothing: float = 0.1
     teacher_share: float = 0.5
-    """Share of the objective that is cross-entropy with the teachers' probabilities, where there are teachers."""
+    """Share of the objective that is cross-entropy with the teachers' probabilities, if there are teachers."""
     objects_weight: float = 0.0
-    """Weight of learning which objects are in the image (see `--data.objects-file`): per image, the cross-entropy
-    summed over the categories. It trains the encoder; nothing of it is exported. 0 switches it off."""
+    """Weight of the auxiliary object loss (see `--data.objects-file`): per image, the cross-entropy summed over the
+categories. It trains the encoder and is not exported. 0 disables it."""
     doubly_stochastic: float = 0.0
     """Weight of the attention penalty (Xu et al. 2015, eq. 14), per caption."""
     max_tokens: int = 30
-    """Longer captions are cut to this many words."""
+    """Longer captions are cut to this number of words."""
     min_count: int = 3
     """Words that occur less often in the training captions become <unk>."""
     vocabulary_size: int | None = None
-    """Most words that are known, the special ones included: the most frequent."""
+    """Maximum vocabulary size, including the four special tokens; the most frequent words are kept."""
     ema_decay: float = 0.0
-    """Decay per step of the averaged weights that are evaluated and exported; 0 uses the weights themselves."""
+    """Decay per step of the exponential moving average of the weights, which is evaluated and exported; 0 uses the
+weights themselves.
+"""
     seed: int = 0
     filter: CaptionFilter = field(default_factory=CaptionFilter)
     watch: WatchSettings = field(default_factory=WatchSettings)

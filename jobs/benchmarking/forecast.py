@@ -1,6 +1,6 @@
-"""Rates of a machine's steps → which of them holds the others up, and what a job on many such machines takes and costs.
+"""Computes the bottleneck of a machine, and the duration and cost of a job on several such machines.
 
-Arithmetic only, so that it can be checked by hand.
+The module contains only arithmetic, so that results can be checked by hand.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _REMEDIES = {
     "overhead": "larger chunks (--images-per-chunk), or fewer other processes on this machine",
 }
 _MOST_OVERHEAD = 0.3
-"""Of the bare loop's rate: when the job loses more than this, none of the steps is what holds it up."""
+"""If the job loses more than this share of the bare loop's rate, overhead is the bottleneck rather than a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Images per second, each step with the whole machine to itself."""
+    """Images per second of each step when it has the whole machine."""
 
     listing: float
     fetch: float
@@ -28,27 +28,27 @@ class Rates:
     encoder: float
     search: float
     loop: float
-    """All steps but the listing, in one process."""
+    """All steps except the listing, in one process."""
     job: float | None
-    """The same through `jobs.caption`, once warm; None when it was over too soon to say."""
+    """The same through `jobs.caption` after start-up; None if the job was too short to measure."""
     on_gpu: bool = False
-    """Encoder and search run on a GPU, so decoding does not take their place."""
+    """Whether encoder and search run on a GPU, so that decoding does not compete with them."""
 
     @property
     def compute(self) -> float:
-        """What decoding and model allow: they share the CPUs, or work at once on CPUs and a GPU."""
+        """Rate of decoding and model together: they share the CPUs, or run in parallel on CPUs and a GPU."""
         model = 1 / (1 / self.encoder + 1 / self.search)
         return min(self.decode, model) if self.on_gpu else 1 / (1 / self.decode + 1 / model)
 
     @property
     def end_to_end(self) -> float:
-        """What to plan with."""
+        """The rate to plan with."""
         return self.job if self.job is not None else self.loop
 
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The step that holds the others up."""
+    """The slowest step."""
 
     step: str
     reason: str
@@ -57,21 +57,21 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A job of many images on machines such as this one."""
+    """Duration and cost of a job on several such machines."""
 
     num_images: int
     num_nodes: int
     hours: float
     listing_hours: float
-    """Of these, before the first image is captioned."""
+    """Hours of these before the first image is captioned."""
     cost: float | None
-    """In the currency of the price."""
+    """Cost in the currency of the price."""
     bytes_per_second: float
-    """That the storage must deliver to all machines together."""
+    """Bytes per second that the storage must deliver to all machines together."""
 
 
 def bottleneck(rates: Rates) -> Bottleneck:
-    """Which step holds the job up, and what would help."""
+    """Find the step that limits the job, and state what would help."""
     job = rates.job
     if rates.fetch < rates.compute:
         step, reason = "fetch", f"{rates.fetch:,.0f} images/s arrive, {rates.compute:,.0f} could be captioned"
@@ -98,10 +98,10 @@ def forecast(
     bytes_per_image: float,
     price: float | None = None,
 ) -> Forecast:
-    """Hours and cost of a job: listing and start-up happen once, the rest is shared.
+    """Compute hours and cost of a job: listing and start-up happen once, all other work is divided.
 
     Args:
-        price: of one machine for an hour.
+        price: price of one machine per hour.
     """
     listing = num_images / rates.listing
     together = rates.end_to_end * num_nodes

@@ -1,5 +1,5 @@
-"""How fast a machine does each step of captioning: listing, fetching, decoding, encoder, search; then all of them
-together, in a bare loop and as the job does them.
+"""Measures each step of captioning (listing, fetching, decoding, encoder, search), then all steps in a bare loop and in
+the job.
 
 Shapes: B images of a batch, S side of the square input.
 """
@@ -36,29 +36,29 @@ if TYPE_CHECKING:
     from captionlib.config import Preprocessing, SearchConfig
 
 LISTING_SECONDS = 10.0
-"""A listing is followed for so long at most: of a bucket of millions, its beginning stands for all."""
+"""Listing stops after this many seconds: for a bucket of millions, the first images represent all."""
 CHUNK = 128
-"""Images whose bytes are held at once."""
+"""Number of images whose bytes are kept in memory at once."""
 ROOT = Path(__file__).resolve().parents[2]
 _OF_A_JOB = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
-"""What `ray job submit` gives a process: with it, the caption job would spread over the cluster."""
+"""Environment variables of `ray job submit`, which would make the caption job use the whole cluster."""
 
 
 @dataclass(frozen=True)
 class InputSample:
-    """A look at the inputs."""
+    """A random sample of the inputs."""
 
     images: list[ImageRef]
-    """Drawn at random among those that were seen."""
+    """Images drawn at random from those that were listed."""
     num_seen: int
     seconds: float
     is_complete: bool
-    """Whether all were seen."""
+    """Whether the listing was complete."""
 
 
 @dataclass
 class Loaded:
-    """The sample's images as the model takes them, and what it took to have them."""
+    """The decoded images of the sample, and the seconds that fetching and decoding took."""
 
     pixels: list[np.ndarray] = field(default_factory=list)
     """uint8 (S, S, 3) each."""
@@ -70,20 +70,20 @@ class Loaded:
 
 @dataclass(frozen=True)
 class JobTimes:
-    """One run of `jobs.caption` as a person starts it."""
+    """Times of one run of `jobs.caption` in a process of its own."""
 
     seconds: float
-    """Of the whole process."""
+    """Seconds of the whole process."""
     images_per_second: float | None
-    """Once warm; None when it was over too soon to say."""
+    """Rate after start-up; None if the job was too short to measure."""
     start_up_seconds: float
-    """Until the first images were captioned, without the process's own start."""
+    """Seconds until the first images were captioned, without the start of the process."""
     run: Mapping[str, Any]
     """The run's entry in run.json."""
 
 
 def sample_images(inputs: Sequence[str], count: int, seconds: float = LISTING_SECONDS) -> InputSample:
-    """List the inputs, and draw `count` of the images that are seen (reservoir sampling, Vitter 1985, Algorithm R).
+    """List the inputs and draw `count` images at random (reservoir sampling, Vitter 1985, Algorithm R).
 
     Raises:
         ValueError: an input does not exist, or there are no images.
@@ -107,10 +107,10 @@ def sample_images(inputs: Sequence[str], count: int, seconds: float = LISTING_SE
 
 
 def load(images: Sequence[ImageRef], preprocessing: Preprocessing) -> Loaded:
-    """Fetch, then decode, each with all CPUs and as many threads as the job would have. Images that fail are counted.
+    """Fetch, then decode, each with all CPUs and as many threads as the job would use. Images that fail are counted.
 
     Raises:
-        OSError: the way to the images is broken.
+        OSError: the storage cannot be reached.
     """
     loaded = Loaded()
     decode_threads = num_cpus()
@@ -134,7 +134,7 @@ def load(images: Sequence[ImageRef], preprocessing: Preprocessing) -> Loaded:
 def model_seconds(
     predictor: Predictor, pixels: Sequence[np.ndarray], search: SearchConfig, batch_size: int
 ) -> tuple[float, float]:
-    """Seconds that the encoder and the search take for all images; the first batch is done twice and counted once."""
+    """Return the seconds of encoder and search for all images; the first batch runs twice and counts once."""
     import torch
 
     assert predictor.engine is not None, "a checkpoint for images"
@@ -154,9 +154,9 @@ def model_seconds(
 
 
 def loop_seconds(predictor: Predictor, images: Sequence[ImageRef], search: SearchConfig, batch_size: int) -> float:
-    """Seconds of a bare loop over the same steps in one process: what a script would do at best.
+    """Return the seconds of a bare loop over the same steps in one process, the best that a script could do.
 
-    Threads fetch and decode ahead, one thread captions, nothing is written. Images that fail are passed over.
+    Threads fetch and decode ahead, one thread captions, and nothing is written. Images that fail are skipped.
     """
     preprocessing = predictor.preprocessing
 
@@ -195,10 +195,10 @@ def loop_seconds(predictor: Predictor, images: Sequence[ImageRef], search: Searc
 
 
 def time_job(source: str, output: str, *flags: str) -> JobTimes:
-    """Run `python -m jobs.caption` on this machine over an input, in a process of its own.
+    """Run `python -m jobs.caption` on this machine in a process of its own.
 
     Raises:
-        ValueError: it failed; with its last words.
+        ValueError: it failed; the message is the end of its output.
     """
     from jobs.outputs.run_record import read_record
     from jobs.storage.folder import Folder

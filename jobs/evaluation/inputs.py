@@ -1,4 +1,4 @@
-"""What an evaluation compares: caption rows or a results file, and references, matched image by image."""
+"""Reads captions and references, and matches them image by image."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
 
 
 class CaptionRow(NamedTuple):
-    """A caption as the job or a results file gives it."""
+    """One caption of the job or of a results file."""
 
     path: str
     caption: str | None
-    """None of an image that could not be captioned."""
+    """None if the image could not be captioned."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +37,29 @@ class Pair:
     """An image with its caption and its references."""
 
     path: str
-    """Of the caption."""
+    """Path of the image according to the captions."""
     reference_path: str
-    """Of the same image, as the dataset names it."""
+    """Path of the same image according to the dataset."""
     caption: str
     references: Sequence[str]
 
 
 @dataclass
 class Matched:
-    """What was found in both, and what was not."""
+    """Images that have both a caption and references, and counts of the others."""
 
     pairs: dict[str, Pair] = field(default_factory=dict)
-    """By the name or path that both have."""
+    """Pairs by the common name or path."""
     num_other_captions: int = 0
-    """Captions of images without references: left aside."""
+    """Number of captions of images without references; they are ignored."""
     uncaptioned: list[str] = field(default_factory=list)
-    """Images with references and without a caption."""
+    """Images with references but without a caption."""
 
 
 def read_references(
     kind: str, path: str, *, split: str, split_file: str | None, images_root: str | None
 ) -> list[CaptionedImage]:
-    """A dataset's references. `path` is its folder, or its file of captions.
+    """Read a dataset's references. `path` is its folder or its captions file.
 
     Raises:
         ValueError: as `captionlib.datasets.read_dataset`.
@@ -73,14 +73,14 @@ def read_references(
 
 
 def read_captions(path: str, numbered: Callable[[], Mapping[int, str]]) -> Iterator[CaptionRow]:
-    """Caption rows from a folder of Parquet files, a Parquet file, or JSON in the form of COCO's results.
+    """Read captions from a folder of Parquet files, a Parquet file, or JSON in the format of COCO results.
 
     Args:
         path: the folder or file.
-        numbered: gives the image of each number that COCO's results may hold.
+        numbered: returns the image path of each image number in COCO results.
 
     Raises:
-        ValueError: none of these; a column or key that is missing.
+        ValueError: the file has none of these formats, or lacks a column or key.
     """
     fs = filesystem(path)
     if fs.isdir(path):
@@ -94,10 +94,10 @@ def read_captions(path: str, numbered: Callable[[], Mapping[int, str]]) -> Itera
 
 
 def coco_numbers(kind: str, path: str, references: Sequence[CaptionedImage]) -> dict[int, str]:
-    """The path of each image of COCO by its number.
+    """Return the path of each COCO image by its number.
 
     Raises:
-        ValueError: the references are none of COCO's.
+        ValueError: the references are not from COCO.
     """
     if kind == "coco" and not filesystem(path).isdir(path):
         # The reader returns one record for each of these, in their order.
@@ -114,10 +114,10 @@ def coco_numbers(kind: str, path: str, references: Sequence[CaptionedImage]) -> 
 
 
 def match(captions: Iterator[CaptionRow], references: Sequence[CaptionedImage], how: Match) -> Matched:
-    """Pairs of caption and references of the same image, in the references' order.
+    """Match captions and references by image, in the order of the references.
 
     Raises:
-        ValueError: two images of the same name on either side, or nothing in common.
+        ValueError: two images on one side have the same name, or nothing matches.
     """
     by_key: dict[str, CaptionedImage] = {}
     for record in references:

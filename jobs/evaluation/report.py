@@ -1,4 +1,4 @@
-"""The page of an evaluation: scores, and the captions that scored best and worst beside their images."""
+"""Writes the report of an evaluation: scores, and the images with the best and the worst captions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from captionlib.report.cards import THUMBNAIL_SIDE
 from jobs.storage.read import read_bytes
 
 NUM_EXTREMES = 10
-"""Images shown at either end."""
+"""Number of best and of worst images."""
 
 
 def write_evaluation(folder: str, page: Page) -> None:
-    """Writes report.html into a folder, local or behind an fsspec URL."""
+    """Write report.html to a folder or an fsspec URL."""
     write_page(f"{folder}/report.html", page)
 
 
@@ -25,13 +25,13 @@ def evaluation_page(
     signature: str,
     notes: Sequence[str],
 ) -> Page:
-    """The page.
+    """Build the page.
 
     Args:
-        rows: an image's paths, caption, references and scores each.
-        numbers: name and value of the scores of all.
-        signature: of the scores.
-        notes: what was left out.
+        rows: paths, caption, references and scores of each image.
+        numbers: name and value of each score of the whole set.
+        signature: signature of the scores.
+        notes: remarks on what was not computed.
     """
     ordered = sorted(rows, key=lambda row: row["cider_d"], reverse=True)
     # Of few images each is shown once.
@@ -53,7 +53,7 @@ def _card(row: Mapping[str, Any]) -> Card:
 
 
 def _thumbnail(row: Mapping[str, Any]) -> bytes | None:
-    """The picture from where the captions or the references say it is; None where it is in neither place."""
+    """Return a thumbnail of the image from either path; None if neither can be read."""
     for path in (row["path"], row["reference_path"]):
         try:
             return thumbnail_jpeg(decode_image(read_bytes(path), target_side=THUMBNAIL_SIDE).image)

@@ -1,7 +1,7 @@
-"""What a stopped run goes on from: a checkpoint of Ray Train, written at the end of an epoch or within one.
+"""Saves and restores the state of a training run as a checkpoint of Ray Train, at the end of an epoch or within one.
 
-In its folder: state.pt (weights, optimizer, averages, random generators, the unfinished epoch's sums) and history.json
-(a row per finished epoch).
+Its folder contains state.pt (weights, optimizer, averaged weights, random generators, sums of the unfinished epoch) and
+history.json (one row per finished epoch).
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from captionlib.training.learner import Learner
 
 STATE, HISTORY = "state.pt", "history.json"
 SCORE = "score"
-"""The metric by which Ray Train keeps the best checkpoint."""
+"""The metric by which Ray Train selects the best checkpoint."""
 _NO_SCORE = -1.0  # of a checkpoint within an epoch; CIDEr-D is never negative
 
 
 @dataclass
 class EpochSums:
-    """What an epoch's steps have come to so far, on this worker."""
+    """Sums over the steps of the current epoch on this worker."""
 
     steps: int = 0
     loss: float = 0.0
     """Cross-entropy summed over words, in nats."""
     words: int = 0
     reward: float = 0.0
-    """Mean reward of each step, summed."""
+    """Sum over steps of the mean reward."""
     rewards: int = 0
-    """Steps that had rewards."""
+    """Number of steps with rewards."""
     captions: int = 0
-    """Learnt, on this worker."""
+    """Number of captions learnt on this worker."""
     seconds: float = 0.0
 
     def merged(self, world_size: int) -> EpochSums:
-        """The sums over all workers."""
+        """Return the sums over all workers."""
         if world_size == 1:
             return dataclasses.replace(self)
         names = ("loss", "words", "reward", "rewards", "captions")
@@ -60,16 +60,16 @@ class EpochSums:
 
 @dataclass
 class TrainingState:
-    """How far a run has come."""
+    """Position of a run: finished epochs, and steps of the unfinished one."""
 
     history: list[dict[str, Any]] = field(default_factory=list)
-    """A row per finished epoch."""
+    """One row of metrics per finished epoch."""
     sums: EpochSums = field(default_factory=EpochSums)
-    """Of the epoch after these."""
+    """Sums of the unfinished epoch."""
 
 
 def add_up(values: list[float], world_size: int) -> list[float]:
-    """Each value summed over all workers."""
+    """Sum each value over all workers."""
     sums = torch.tensor(values, dtype=torch.float64)
     if world_size > 1:
         if dist.get_backend() == "nccl":
@@ -81,11 +81,11 @@ def add_up(values: list[float], world_size: int) -> list[float]:
 def save(
     learner: Learner, standing: TrainingState, row: dict[str, Any] | None, rank: int, enter: Callable[[str], None]
 ) -> None:
-    """Hand a checkpoint to Ray Train. All workers must call it together.
+    """Report a checkpoint to Ray Train. All workers must call this together.
 
     Args:
-        row: of the epoch that has just ended; None within an epoch.
-        enter: called with the name of each phase as it begins.
+        row: metrics of the epoch that has just ended; None within an epoch.
+        enter: called with the name of each phase when it begins.
     """
     import ray.train
 
@@ -112,7 +112,7 @@ def save(
 
 
 def restore(learner: Learner, rank: int) -> TrainingState:
-    """Load the run's newest checkpoint, if there is one."""
+    """Restore the run's newest checkpoint, if there is one."""
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()
@@ -129,7 +129,7 @@ def restore(learner: Learner, rank: int) -> TrainingState:
 
 
 def load(directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A checkpoint's state and history."""
+    """Load the state and the history of a checkpoint."""
     state = torch.load(Path(directory) / STATE, map_location="cpu", weights_only=True)
     return state, json.loads((Path(directory) / HISTORY).read_text())
 

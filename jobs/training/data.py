@@ -1,4 +1,6 @@
-"""From features (or images) and captions to what training works on; all that can be wrong is found here, before Ray."""
+"""Prepares the data of a training run: matches features or images with captions, and reports mistakes before Ray
+starts.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +29,24 @@ from jobs.training.teachers import load_teacher
 
 @dataclass(frozen=True)
 class Split:
-    """One split's images and their captions."""
+    """Images and captions of one split."""
 
     paths: list[str]
-    """Of the images, as the dataset names them."""
+    """Paths of the images as the dataset states them."""
     captions: list[tuple[str, ...]]
-    """As people wrote them."""
+    """Captions as written."""
     tokens: list[list[Sequence[str]]]
-    """The captions that are learnt, per image at least one."""
+    """Tokenised captions to learn, at least one per image."""
     weights: list[list[float]] | None = None
-    """How much each of these counts; None where all count 1."""
+    """Weight of each of these captions in the loss; None if all weights are 1."""
 
     @property
     def names(self) -> list[str]:
-        """File names, for people."""
+        """File names of the images, for display."""
         return [os.path.basename(path) for path in self.paths]
 
     def selected(self, keep: Callable[[Sequence[str]], bool]) -> Split:
-        """The same with only those captions for which `keep` is true; images without any are left out."""
+        """Return a copy with only the captions for which `keep` is true, without images that have none left."""
         chosen = [[k for k, caption in enumerate(of_image) if keep(caption)] for of_image in self.tokens]
         images = [i for i, of_image in enumerate(chosen) if of_image]
         weights = self.weights
@@ -59,35 +61,37 @@ class Split:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the run starts from. Goes to the workers as it is, so that they need not read captions."""
+    """Everything that a run starts from. It is sent to the workers, so that they need not read captions."""
 
     settings: TrainSettings
     encoder: EncoderConfig
     encoder_fingerprint: str | None
-    """None where the features came ready-made, or where the encoder runs in training."""
+    """Fingerprint of the encoder of the features; None for ready-made features, and if the encoder runs in training."""
     vocabulary: Vocabulary
     train: Split
     dev: Split
     encoder_weights: dict[str, Tensor] | None = None
-    """Of the checkpoint whose encoder it is; None for the library's."""
+    """Encoder weights of a checkpoint; None for the library's weights."""
     decoder_weights: dict[str, Tensor] | None = None
-    """Of the captioner to start from."""
+    """Decoder weights to start from; None to start from random weights."""
     origin_fingerprint: str | None = None
-    """Of the checkpoint that these are from."""
+    """Fingerprint of the checkpoint that the weights come from."""
     teachers: tuple[Checkpoint, ...] = ()
-    """Captioners whose decoders teach."""
+    """Captioners whose decoders are the teachers."""
     objects: ObjectLabels | None = None
-    """Of the training images, where objects are learnt, too."""
+    """Object labels of the training images; None if objects are not learnt."""
     left_out: str = ""
-    """What the caption filter did, for a person; empty where it did nothing."""
+    """Message on what the caption filter removed; empty if nothing."""
 
     @property
     def model(self) -> ModelConfig:
-        """The captioner that is trained."""
+        """Configuration of the captioner that is trained."""
         return ModelConfig(encoder=self.encoder, decoder=self.settings.decoder)
 
     def identity(self) -> dict[str, Any]:
-        """What was put in, wherever it lies: runs that differ in it are different runs."""
+        """Fingerprints of all inputs, independent of their location. Runs with different identities are different
+        runs.
+        """
         digests = {}
         for name, split in (("train", self.train), ("dev", self.dev)):
             text = json.dumps([split.names, split.tokens] + ([] if split.weights is None else [split.weights]))
@@ -103,7 +107,7 @@ class Prepared:
         }
 
     def summary(self) -> str:
-        """What is about to be trained, for a person."""
+        """Description of the run for the user."""
         captions = sum(len(tokens) for tokens in self.train.tokens)
         decoder, encoder = self.settings.decoder, self.encoder
         kind = f"{decoder.kind} ({decoder.attention})" if decoder.kind == "lstm_attention" else decoder.kind
@@ -127,10 +131,10 @@ class Prepared:
 
 
 def prepare(settings: TrainSettings) -> Prepared:
-    """Read the captions, look at features or images, match the two.
+    """Read captions and features or images, and match them.
 
     Raises:
-        ValueError: a file is missing or wrong, images have no features, the views disagree.
+        ValueError: a file is missing or wrong, images have no features, or the views disagree.
     """
     start = None if settings.start_from is None else _starting_point(settings, settings.start_from)
     origin = start
@@ -181,7 +185,7 @@ def prepare(settings: TrainSettings) -> Prepared:
 
 
 def stated_encoder(settings: TrainSettings) -> EncoderConfig | None:
-    """What made ready-made features, where the settings say so."""
+    """Return the encoder of ready-made features if the settings state it."""
     asked = settings.encoder
     if settings.from_images or asked.name is None:
         return None
@@ -202,7 +206,7 @@ def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
 
 
 def _encoder(settings: TrainSettings, origin: Checkpoint | None) -> EncoderConfig:
-    """The encoder that runs in training; the stage that it is trained from exists, and so do its weights."""
+    """Return the encoder that runs in training, after checking that its weights and the stage to train from exist."""
     from captionlib.encoders import build_encoder, describe_encoder, resized
 
     asked = settings.encoder
@@ -221,7 +225,7 @@ def _encoder(settings: TrainSettings, origin: Checkpoint | None) -> EncoderConfi
 
 
 def _check_views(store: FeatureStore, other: FeatureStore, url: str) -> None:
-    """Two views must show the same images in the same order through the same encoder."""
+    """Check that two views show the same images in the same order through the same encoder."""
     if other.fingerprint != store.fingerprint or other.encoder != store.encoder:
         raise ValueError(f"{url} was made by another encoder ({other.encoder.name}) than the first features")
     if [os.path.basename(p) for p in other.paths] != [os.path.basename(p) for p in store.paths]:
@@ -252,7 +256,7 @@ def _check_images(paths: Sequence[str], split: str) -> None:
 
 
 def _check_shares(settings: TrainSettings, num_images: int, split: str) -> None:
-    """Every worker has an image of every step."""
+    """Check that every worker gets at least one image per step."""
     smallest = num_images // -(-num_images // settings.training.images_per_step)
     if smallest < settings.num_workers:
         raise ValueError(
@@ -262,7 +266,7 @@ def _check_shares(settings: TrainSettings, num_images: int, split: str) -> None:
 
 
 def _read_split(settings: TrainSettings, name: str) -> Split:
-    """One split's captions."""
+    """Read the captions of one split."""
     data = settings.data
     images = read_dataset(
         data.kind,
@@ -283,7 +287,7 @@ def _read_split(settings: TrainSettings, name: str) -> Split:
 
 
 def _tokens(image: CaptionedImage) -> list[tuple[Sequence[str], float]]:
-    """The words and the weight of each caption that has words."""
+    """Tokenise the captions of an image, and return the tokens and weights of those that contain words."""
     weights = image.weights or (1.0,) * len(image.captions)
     tokens: list[tuple[Sequence[str], float]]
     tokens = [(tokenize(caption), weight) for caption, weight in zip(image.captions, weights, strict=True)]
@@ -300,7 +304,7 @@ def _some_left(split: Split) -> Split:
 
 
 def _left_out(before: Split, after: Split) -> str:
-    """A note on what the caption filter has left out; empty where that is nothing."""
+    """Describe what the caption filter removed; empty if nothing."""
     gone = sum(map(len, before.tokens)) - sum(map(len, after.tokens))
     images = len(before.paths) - len(after.paths)
     return f" (the filter left out {gone:,} captions and all of {images:,} images)" if gone else ""

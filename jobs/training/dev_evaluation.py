@@ -1,6 +1,6 @@
-"""Dev evaluation within training: the loss of the dev captions, and captions of the dev images with their scores.
+"""Evaluates the dev split during training: the loss of the reference captions, and scores of generated captions.
 
-The images are shared out over the workers, and what they found is merged, so that all workers know the same.
+The images are divided among the workers and the results are merged, so that every worker has the same result.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from jobs.training.checkpoint import SCORE, add_up
 from jobs.training.data import Split
 
 CAPTIONS = "dev_captions"
-"""The row's captions of `shown_images`."""
+"""Key of a row under which the captions of `shown_images` are stored."""
 _IMAGES_AT_ONCE = 50
 _NUM_SHOWN = 3
 _METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
 
 
 def shown_images(num_images: int) -> list[int]:
-    """Positions of the few dev images whose captions are kept for every epoch."""
+    """Return the positions of the few dev images whose captions are recorded for every epoch."""
     count = min(_NUM_SHOWN, num_images)
     return [i * num_images // count for i in range(count)]
 
 
 @dataclass(frozen=True)
 class DevEvaluation:
-    """The dev split as one worker sees it."""
+    """One worker's share of the dev split."""
 
     split: Split
     batches: CaptionBatches
@@ -45,7 +45,7 @@ class DevEvaluation:
     search: SearchConfig
 
     def evaluate(self, learner: Learner) -> dict[str, Any]:
-        """The epoch's dev loss in nats per word, scores, and a few captions, with the averaged weights."""
+        """Return the epoch's dev loss in nats per word, its scores and a few captions, with the averaged weights."""
         with learner.averaged_weights():
             sums = [learner.evaluate(batch) for batch in self.batches.epoch(0)]
             total = [sum(loss for loss, _ in sums), float(sum(words for _, words in sums))]
@@ -61,7 +61,7 @@ class DevEvaluation:
         return found
 
     def _captions(self, learner: Learner) -> list[str]:
-        """A caption per dev image."""
+        """Caption each dev image."""
         learner.decoder.eval()
         device = next(learner.decoder.parameters()).device
         captioner = Captioner(None, learner.decoder)

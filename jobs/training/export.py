@@ -1,4 +1,4 @@
-"""From the run's best epoch to a checkpoint that captions: decoder weights, the encoder's, words, and a model card."""
+"""Exports the best epoch of a run as a checkpoint: weights of decoder and encoder, vocabulary, and a model card."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from jobs.training.run import BEST
 
 
 def export_best(prepared: Prepared, encoder: nn.Module | None, result: Any, report: RunReport) -> str:
-    """Write RUN/best, and the run's report for the last time; returns the checkpoint's folder.
+    """Write RUN/best and the final report of the run; return the checkpoint's folder.
 
     Args:
-        encoder: from `find_encoder`.
-        result: Ray Train's.
+        encoder: result of `find_encoder`.
+        result: result of Ray Train.
     """
     settings = prepared.settings
     best, metrics = max(result.best_checkpoints, key=lambda pair: pair[1][SCORE])
@@ -62,10 +62,10 @@ def export_best(prepared: Prepared, encoder: nn.Module | None, result: Any, repo
 
 
 def find_encoder(prepared: Prepared) -> nn.Module | None:
-    """The encoder that made the features; None where they came ready-made, or where the encoder runs in training.
+    """Return the encoder that made the features; None for ready-made features, and if the encoder runs in training.
 
     Raises:
-        ValueError: it is not to be had here.
+        ValueError: the encoder is not available.
     """
     # Ready-made vectors of an unknown encoder train a decoder for other such vectors, not for photos.
     if prepared.settings.from_images or prepared.encoder.kind == "vectors":
@@ -82,7 +82,7 @@ def find_encoder(prepared: Prepared) -> nn.Module | None:
 
 
 def _captioner(prepared: Prepared, encoder: nn.Module | None, weights: dict[str, Tensor]) -> Captioner:
-    """The trained weights, and the encoder that they were trained with."""
+    """Combine the trained weights with the encoder that they were trained with."""
     if prepared.settings.from_images:
         model = build_model(prepared)
         model.load_state_dict(weights)

@@ -21,27 +21,27 @@ _MACHINE_LOST = "its machine was lost"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a worker is in its run."""
+    """Position of a worker in its run."""
 
     phase: str = "start"
-    """start, data, step, dev evaluation, checkpoint or report."""
+    """One of start, data, step, dev evaluation, checkpoint, report."""
     step: int = 0
-    """Updates that are done, over the whole run."""
+    """Number of optimizer steps since the start of the run."""
     epoch: int = 0
-    """Counted from 1; 0 at the start."""
+    """Epoch counted from 1; 0 at the start."""
     node: str = ""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong on one worker."""
+    """An error of one worker."""
 
     position: Position
     error: str
-    """The last line of the exception, with its type; or how the process ended."""
+    """Last line of the exception with its type, or how the process ended."""
     trace: str
     died: bool = False
-    """The process ended without an exception."""
+    """Whether the process ended without an exception."""
 
     def is_like(self, other: Failure | None) -> bool:
         """Whether it is the same error in the same phase at the same step."""
@@ -56,30 +56,30 @@ class Failure:
 
 
 def from_exception(error: BaseException, position: Position) -> Failure:
-    """Of the exception that is being handled on a worker."""
+    """Create the failure for the exception that is being handled on a worker."""
     return Failure(position, last_line(error), "".join(traceback.format_exception(error)))
 
 
 class FailureLog:
-    """Decides for each failed attempt what its cause was and whether it has been seen before.
+    """Determines the cause of each failed attempt, and whether it is a repetition.
 
     Args:
-        max_failures: restarts that are allowed; negative for any number.
+        max_failures: number of restarts that are allowed; negative for no limit.
     """
 
     def __init__(self, max_failures: int) -> None:
         self.max_failures = max_failures
         self.positions: dict[int, Position] = {}
-        """By rank, the newest that is known."""
+        """Latest known position by rank."""
         self.raised: dict[int, Failure] = {}
-        """Exceptions of this attempt by rank, in the order in which they came."""
+        """Exceptions of the current attempt by rank, in order of arrival."""
         self.previous: Failure | None = None
         self.num_failures = 0
         self.num_steps_saved = 0
         self.last: dict[str, Any] | None = None
 
     def at(self, rank: int, position: Position) -> None:
-        """A worker has come to a position."""
+        """Record the position of a worker."""
         self.positions[rank] = position
         if position.phase == "start":
             self.raised.pop(rank, None)
@@ -87,11 +87,11 @@ class FailureLog:
             self.num_steps_saved = max(self.num_steps_saved, position.step)
 
     def saved(self, step: int) -> None:
-        """A checkpoint is stored."""
+        """Record that a checkpoint was stored."""
         self.num_steps_saved = step
 
     def add(self, errors: dict[int, tuple[str, bool]]) -> dict[str, Any]:
-        """An attempt has failed: the event for the driver, which says what comes next.
+        """Record a failed attempt, and return the event for the driver, which states what happens next.
 
         Args:
             errors: by rank, the text of the error and whether the process died.
@@ -148,21 +148,21 @@ def _how_it_died(text: str) -> str:
 
 
 class FailureCallback(UserCallback):
-    """Runs in Ray Train's controller: hands failures to the mailbox, and stops the run when one is repeated."""
+    """Runs in the controller of Ray Train: forwards failures to the mailbox, and stops the run at a repetition."""
 
     def __init__(self, mailbox: Any) -> None:
         self.mailbox = mailbox
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """A checkpoint is stored."""
+        """Called by Ray Train after a report of the workers."""
         if checkpoint is not None:
             self.mailbox.saved.remote(metrics[0]["step"])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Workers have failed.
+        """Called by Ray Train after workers have failed.
 
         Raises:
-            RuntimeError: it is the same failure again; Ray Train does not restart after errors of callbacks.
+            RuntimeError: the failure is a repetition; Ray Train does not restart after errors of callbacks.
         """
         import ray
 
@@ -175,5 +175,5 @@ class FailureCallback(UserCallback):
 
 
 def position_of(phase: str, step: int, epoch: int) -> Position:
-    """A position on this machine."""
+    """Create a position on this machine."""
     return Position(phase, step, epoch, socket.gethostname())

@@ -1,4 +1,4 @@
-"""What is trained: settings and the weights to start from → a decoder, or an encoder and a decoder as one."""
+"""Builds the network that is trained: a decoder, or an encoder and a decoder together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.training.data import Prepared
 
 
 def build_model(prepared: Prepared) -> Decoder:
-    """What is trained: a decoder, or an encoder and a decoder as one, with the weights that the run starts from."""
+    """Build the decoder, or encoder and decoder together, with the weights that the run starts from."""
     settings = prepared.settings
     decoder = build_decoder(settings.decoder, prepared.encoder.feature_dim, len(prepared.vocabulary))
     if prepared.decoder_weights is not None:
@@ -30,7 +30,7 @@ def build_model(prepared: Prepared) -> Decoder:
 
 
 def starting_encoder(prepared: Prepared) -> Encoder:
-    """The encoder with the weights that the run starts from: a checkpoint's, or the library's."""
+    """Build the encoder with the weights that the run starts from: those of a checkpoint or of the library."""
     encoder = build_encoder(prepared.encoder, pretrained=prepared.encoder_weights is None)
     if prepared.encoder_weights is not None:
         load_weights(encoder, prepared.encoder_weights, prepared.settings.encoder_checkpoint or "")
@@ -38,10 +38,10 @@ def starting_encoder(prepared: Prepared) -> Encoder:
 
 
 def check_model(prepared: Prepared) -> None:
-    """The decoder can do what the settings ask of it.
+    """Check that the decoder supports the settings.
 
     Raises:
-        ValueError: which of them it can't.
+        ValueError: it does not; the message names the setting.
     """
     settings = prepared.settings
     decoder = build_decoder(settings.decoder, prepared.encoder.feature_dim, len(prepared.vocabulary)).eval()

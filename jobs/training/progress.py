@@ -1,7 +1,7 @@
-"""What a person sees while training runs: worker 0's steps and epochs, on the terminal of whoever started the job.
+"""Shows the progress of training on the terminal of the user who started the job.
 
-Workers may be on other machines, whose output Ray would mix with its own. So worker 0 posts events to a small
-actor, and a thread beside the driver's wait prints them: a live bar in a terminal, plain lines elsewhere.
+Workers may run on other machines, and Ray would mix their output with its own. Worker 0 therefore posts events to a
+small actor, and a thread of the driver prints them: a live bar in a terminal, plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ _POLL_SECONDS = 0.5
 
 
 class EventMailbox:
-    """The events that worker 0 has posted and the driver has not yet taken. Runs as a Ray actor without a CPU."""
+    """Stores events until the driver takes them. Runs as a Ray actor without a CPU."""
 
     def __init__(self, max_failures: int = 0) -> None:
         self.events: list[dict[str, Any]] = []
         self.failures = FailureLog(max_failures)
 
     def at(self, rank: int, position: Position) -> None:
-        """A worker has come to a position."""
+        """Record the position of a worker."""
         self.failures.at(rank, position)
 
     def raised(self, rank: int, failure: Failure) -> None:
-        """A worker is about to raise an exception."""
+        """Record the exception that a worker is about to raise."""
         self.failures.raised[rank] = failure
 
     def saved(self, step: int) -> None:
-        """A checkpoint is stored."""
+        """Record that a checkpoint was stored."""
         self.failures.saved(step)
 
     def failed(self, errors: dict[int, tuple[str, bool]]) -> bool:
-        """Ray Train has seen workers fail; whether it is the same failure again."""
+        """Record that workers failed; return whether the failure is a repetition."""
         event = self.failures.add(errors)
         self.events.append(event)
         return bool(event["repeated"])
 
     def last_failure(self) -> dict[str, Any] | None:
-        """The newest failure's event."""
+        """Return the event of the latest failure."""
         return self.failures.last
 
     def post(self, event: dict[str, Any]) -> None:
@@ -55,18 +55,18 @@ class EventMailbox:
         self.events.append(event)
 
     def take(self) -> list[dict[str, Any]]:
-        """All events since the last call."""
+        """Return all events since the last call."""
         events, self.events = self.events, []
         return events
 
 
 class TrainProgress:
-    """Prints a run's progress for as long as the `with` lasts. `mailbox` is the actor handle for the workers.
+    """Prints the progress of a run within a `with` block. `mailbox` is the actor handle for the workers.
 
     Args:
-        keep: called with the rows of all finished epochs, when there is one more.
-        run: the run's folder, for the tracebacks of failures.
-        max_failures: restarts that are allowed.
+        keep: called with the rows of all finished epochs after each epoch.
+        run: folder of the run, for tracebacks.
+        max_failures: number of restarts that are allowed.
     """
 
     def __init__(self, keep: Callable[[list[dict[str, Any]]], None], run: str, max_failures: int) -> None:
@@ -130,7 +130,7 @@ class TrainProgress:
             self._say(f"{place}, {text}, {left}")
 
     def _describe_failure(self, event: dict[str, Any]) -> str:
-        """One line; the traceback goes into a file that it names."""
+        """Describe a failure in one line, and store its traceback in a file that the line names."""
         try:
             self._folder.write(event["file"], event["trace"].encode())
             trace = f"Traceback: {self._folder.url}/{event['file']}"

@@ -1,6 +1,7 @@
-"""What a run's folder shows of its epochs: metrics as CSV, JSON and TensorBoard events, curves, a page with dev photos.
+"""Writes the report files of a run: metrics as CSV, JSON and TensorBoard events, curves, and a page with dev photos.
 
-All files are functions of the epochs' rows and are written anew after each epoch, so a resumed run's are whole.
+All files are derived from the rows of the epochs and rewritten after each epoch, so those of a resumed run are
+complete.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SIDE = 800  # of a photo when it is decoded for its thumbnail
 
 
 class RunReport:
-    """Writes the files of a run's folder."""
+    """Writes the report files of a run's folder."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
@@ -38,7 +39,7 @@ class RunReport:
         self._has_complained = False
 
     def write(self, history: Sequence[Row]) -> None:
-        """All files, from the rows of the finished epochs. What fails is said once, and stops nothing."""
+        """Write all files. A file that fails is reported once, and training continues."""
         if not history:
             return
         try:
@@ -79,7 +80,7 @@ class RunReport:
             self._has_complained = True
 
     def _photos(self, history: Sequence[Row]) -> list[Section]:
-        """A few dev photos with their captions, epoch by epoch, where the photos can be had."""
+        """Return a few dev photos with their captions by epoch, if the photos are available."""
         dev = self.prepared.dev
         shown = shown_images(len(dev.paths))
         if self._thumbnails is None:
@@ -101,12 +102,12 @@ class RunReport:
 
 
 def metrics_only(history: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows' numbers."""
+    """Return the numeric values of the rows."""
     return [{name: value for name, value in row.items() if name not in (CAPTIONS, SCORE)} for row in history]
 
 
 def metrics_csv(rows: Sequence[Row]) -> bytes:
-    """A line per epoch under a line of names."""
+    """Return the metrics as CSV, one line per epoch."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     sink = io.StringIO()
     writer = csv.DictWriter(sink, names, lineterminator="\n")
@@ -116,7 +117,7 @@ def metrics_csv(rows: Sequence[Row]) -> bytes:
 
 
 def tensorboard_events(row: Row) -> bytes:
-    """An event file with the numbers of one epoch, at its step."""
+    """Return a TensorBoard event file with the metrics of one epoch."""
     from tensorboardX import SummaryWriter  # comes with Ray Train
 
     with tempfile.TemporaryDirectory() as directory:
@@ -133,7 +134,7 @@ def _changes(captions: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
 
 
 def _thumbnail(path: str) -> bytes | None:
-    """None where there is no such photo here, or it cannot be shown: the features may be all there is."""
+    """Return a thumbnail of the photo; None if it is not available, as when only features exist."""
     if is_local(path) and not Path(path).is_file():
         return None
     try:

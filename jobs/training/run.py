@@ -1,4 +1,4 @@
-"""The training run on Ray: settings → workers on the cluster → Ray Train's result; resumed when its folder has one."""
+"""Runs training on Ray: starts workers on the cluster, resumes an existing run, and returns Ray Train's result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobs.training.data import Prepared
 from jobs.training.settings import TrainSettings
 
 BEST = "best"
-"""The folder of the exported checkpoint, in the run's folder; written when the run is finished."""
+"""Name of the exported checkpoint's folder within the folder of the run."""
 _SETTINGS_FILE = "settings.json"
 _RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that are whole
 # What may differ between a run and its resumption: it changes where the work is done, not what is learnt. What lies
@@ -31,13 +31,14 @@ _DATA_MAY_DIFFER = {"root", "captions_file", "objects_file"}
 
 
 def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
-    """The run's folder can be written, and holds no run of other settings; its settings are stored there.
+    """Check that the run's folder is writable and does not contain a run with other settings, and store the settings
+    there.
 
     Returns:
-        Whether the run has been finished before.
+        Whether the run is already finished.
 
     Raises:
-        ValueError: what differs, or why it can't be written.
+        ValueError: the settings differ, or the folder cannot be written.
     """
     mine = {name: value for name, value in to_dict(settings).items() if name not in _MAY_DIFFER}
     mine["encoder"] = {name: value for name, value in mine["encoder"].items() if name != "checkpoint"}
@@ -66,12 +67,15 @@ KEEP_FREED_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
-"""A step on a CPU allocates hundreds of tensors of megabytes and frees them. By default the GNU C library gives them
-back to the system, and a quarter of the time goes into getting zeroed pages again. Other C libraries ignore these."""
+"""Environment variables for the GNU C library. A training step on a CPU allocates and frees hundreds of tensors of
+several megabytes. By default the library returns them to the system, and a quarter of the time is spent on getting
+zeroed pages again. Other C libraries ignore these variables."""
 
 
 def clean(run: str) -> None:
-    """Delete the checkpoints that a killed run had begun to write or to delete: Ray Train's record names them not."""
+    """Delete checkpoint folders that a killed run left incomplete, i.e. those that Ray Train's snapshot does not
+    list.
+    """
     folder = Folder.of(run)
     fs = filesystem(folder.url)
     if not fs.isdir(folder.url):
@@ -84,15 +88,15 @@ def clean(run: str) -> None:
 
 
 def fit(settings: TrainSettings, prepared: Prepared, keep: Callable[[list[dict[str, Any]]], None]) -> Any:
-    """Train on the cluster; Ray Train's result.
+    """Train on the cluster and return Ray Train's result.
 
     Args:
-        keep: called with the rows of all finished epochs, when there is one more.
+        keep: called with the rows of all finished epochs after each epoch.
 
     Raises:
         jobs.cluster.session.ClusterError: there is no cluster.
-        ValueError: the cluster has not the resources.
-        JobIncomplete: a worker found fault with data or loss, or workers failed too often.
+        ValueError: the cluster lacks the resources.
+        JobIncomplete: a worker reported wrong data or a non-finite loss, or workers failed too often.
     """
     with RaySession(settings.address) as session:
         cpus = _cpus_per_worker(settings, [node.cpus for node in session.nodes()])
@@ -151,7 +155,9 @@ def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[
 
 
 def _interruptible(fit: Callable[[], Any]) -> Any:
-    """Call from a thread: in the main one, Ray Train would take over Ctrl-C, and end as if all were well."""
+    """Run a function in a thread: in the main thread, Ray Train would handle Ctrl-C itself and end as if it had
+    succeeded.
+    """
     outcome: list[Any] = []
     errors: list[BaseException] = []
 
@@ -171,7 +177,7 @@ def _interruptible(fit: Callable[[], Any]) -> Any:
 
 
 def _storage(settings: TrainSettings) -> dict[str, Any]:
-    """Where Ray Train keeps the run. Behind a URL, through the file interface that the rest of the project uses."""
+    """Return where Ray Train stores the run; URLs go through the project's own storage functions."""
     parent, _, name = settings.run.rpartition("/")
     folder = Folder.of(settings.run)
     if folder.is_local:
@@ -187,7 +193,7 @@ def _storage(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _cpus_per_worker(settings: TrainSettings, node_cpus: list[float]) -> int:
-    """What each worker gets, when every one is to get as much."""
+    """Divide the CPUs of the cluster equally among the workers."""
     if settings.cpus_per_worker is not None:
         each = settings.cpus_per_worker
     else:

@@ -1,4 +1,4 @@
-"""Settings of the training job: what its command line takes, and what is stored with the run."""
+"""The settings of the training job: its command line, and what is stored with a run."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from jobs.storage.folder import Folder
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Captions, and which images they belong to."""
+    """The captions, and the images that they belong to."""
 
     kind: Literal["flickr8k", "flickr30k", "coco", "karpathy", "csv", "parquet"] = "flickr8k"
-    """Form of the captions."""
+    """Format of the captions."""
     root: str | None = None
-    """The dataset's folder, such as the one with Flickr8k.token.txt."""
+    """The dataset's folder, such as the one that contains Flickr8k.token.txt."""
     captions_file: str | None = None
-    """The captions, where they are not in their usual place below the root."""
+    """The captions file, if it is not in its usual place below the root."""
     objects_file: str | None = None
-    """A JSON object: a training image's file name to the list of objects in it. Images that it does not name may show
-    anything. For --training.objects-weight."""
+    """A JSON object that maps the file names of training images to lists of the objects in them. The objects of other
+images are unknown. For --training.objects-weight."""
     train_split: str = "train"
     dev_split: str = "dev"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
-    """The encoder of `--from-images` (with `--start-from`, it is that checkpoint's), or the one that made ready-made
-    features, so that the run's best can caption photos. What `jobs.extract_features` wrote says so itself."""
+    """The encoder of `--from-images` (with `--start-from`, that of the checkpoint), or the one that made ready-made
+    features, so that the exported checkpoint can caption photos. Features written by `jobs.extract_features` state it
+    themselves."""
 
     kind: Literal["efficientnet_lite", "torchvision", "timm"] = "efficientnet_lite"
-    """The library."""
+    """Library of the network."""
     name: str | None = None
-    """The network, by its name in its library; default: efficientnet_lite0, or the checkpoint's."""
+    """Name of the network in its library; default: efficientnet_lite0, or that of the checkpoint."""
     features: Literal["grid", "pooled", "logits"] = "grid"
-    """Which of its outputs."""
+    """Output of the network that is used."""
     checkpoint: str | None = None
-    """The checkpoint whose encoder it is, as for `--model` of jobs.extract_features, when the decoder is to be a new
-    one; default: the library's weights."""
+    """Checkpoint whose encoder is used with a new decoder, as for `--model` of jobs.extract_features; default: the
+library's weights."""
     size: int | None = None
-    """Side of the square that images are scaled to, in pixels; default: what the weights were trained with. A larger
-    one shows smaller things, and the encoder's time grows with its square."""
+    """Side of the square in pixels that images are scaled to; default: the size that the weights were trained with. A
+larger size shows smaller objects, and the time of the encoder grows with its square."""
     train_from: str | None = None
-    """The stage from which on it is trained, such as blocks.12 or layer4; default: all of it stays as it is."""
+    """Train the encoder from this stage on, such as blocks.12 or layer4; default: the encoder is not trained."""
     augment: bool = True
-    """Show random crops, mirrored or not."""
+    """Show random crops, mirrored with probability 0.5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,42 +59,42 @@ class TrainSettings:
     """Train a caption decoder on features, data-parallel on Ray Train."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """What jobs.extract_features wrote, of both the train and the dev images; with --from-images, the folder or
-    URL of the images themselves."""
+    """Features written by jobs.extract_features, of both the train and the dev images; with --from-images, the folder
+or URL of the images."""
     run: Annotated[str, tyro.conf.Positional]
-    """Folder or URL of the run: checkpoints, metrics, and the best one ready for jobs.caption. A folder that
-    already holds a run of the same settings is gone on with."""
+    """Folder or URL of the run: checkpoints, metrics, and the best checkpoint, ready for jobs.caption. A run with the
+same settings is resumed."""
     also_features: tuple[str, ...] = ()
-    """Further features of the same images, such as mirrored ones; each step takes one or the other."""
+    """Further features of the same images, such as mirrored ones; each step draws one view per image."""
     from_images: bool = False
-    """Run the encoder in every step, on images as they are or augmented; it may be trained, too."""
+    """Run the encoder in every step, on original or augmented images; it can be trained as well."""
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     start_from: str | None = None
-    """A checkpoint whose decoder and words to start from, such as another run's `best`, or `default`."""
+    """Checkpoint whose decoder and vocabulary the run starts from, such as `best` of another run, or `default`."""
     teachers: tuple[str, ...] = ()
-    """Checkpoints of the same vocabulary whose averaged probabilities the decoder learns, too (see
-    --training.teacher-share); on features, decoders trained on these."""
+    """Checkpoints with the same vocabulary for knowledge distillation: the decoder also learns their averaged
+probabilities (see --training.teacher-share). On features, decoders trained on the same features."""
     data: DataSettings = field(default_factory=DataSettings)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     search: SearchConfig = field(default_factory=SearchConfig)
-    """How dev images are captioned after each epoch, and the default of the exported checkpoint."""
+    """How dev images are captioned after each epoch; also the default of the exported checkpoint."""
     num_workers: int = 1
-    """Processes that share each step."""
+    """Number of processes that share each step."""
     min_workers: int | None = None
-    """Go on with as few as this many while there is no room for more; default: wait for all of them."""
+    """Continue with as few as this many workers while the cluster has no room for more; default: wait for all."""
     cpus_per_worker: int | None = None
-    """Default: the cluster's CPUs divided by the workers."""
+    """Default: the cluster's CPUs divided by the number of workers."""
     use_gpu: bool = False
-    """A GPU for each worker."""
+    """Give each worker a GPU."""
     address: str | None = None
-    """A running Ray cluster (`auto`, or host:port); default: Ray is started on this machine."""
+    """Address of a running Ray cluster (`auto`, or host:port); default: start Ray on this machine."""
     config: Path | None = None
-    """A YAML or TOML file with any of these settings; the command line has the last word."""
+    """A YAML or TOML file with any of these settings; the command line overrides it."""
     checkpoint_minutes: float = 10.0
-    """Time between checkpoints within an epoch; there is one at its end, too. 0: only there."""
+    """Minutes between checkpoints within an epoch; 0: only at the end of each epoch."""
     max_failures: int = 3
-    """Worker failures after which the run gives up; until then it restarts from its last checkpoint."""
+    """Number of worker failures after which the run stops; before, it restarts from its last checkpoint."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
@@ -129,11 +130,11 @@ class TrainSettings:
 
     @property
     def encoder_checkpoint(self) -> str | None:
-        """The checkpoint whose encoder it is, whether its decoder is gone on with or not."""
+        """The checkpoint whose encoder is used, whether or not its decoder is trained further."""
         return self.start_from or self.encoder.checkpoint
 
     def resolved(self) -> TrainSettings:
-        """The same with absolute paths: workers have another working directory."""
+        """Return a copy with absolute paths, because workers have another working directory."""
 
         def absolute(path: str | None) -> str | None:
             return None if path is None else Folder.of(path).url

@@ -1,4 +1,6 @@
-"""Teachers of a training run: names of checkpoints → captioners that fit the student → their decoders in a worker."""
+"""Loads the teachers of knowledge distillation, checks that they fit the student, and builds their decoders in a
+worker.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,17 @@ from captionlib.vocabulary import Vocabulary
 def load_teacher(
     source: str, vocabulary: Vocabulary, encoder: EncoderConfig, fingerprint: str | None, *, from_pixels: bool
 ) -> Checkpoint:
-    """A captioner that knows the student's words, and can be shown what it is shown.
+    """Load a captioner with the student's vocabulary and inputs.
 
     Args:
         source: as for `captionlib.checkpoints.resolve_checkpoint`.
-        vocabulary: the student's.
-        encoder: the student's.
-        fingerprint: of that encoder's weights; None where nobody knows them.
-        from_pixels: both are shown images, each through its own encoder.
+        vocabulary: vocabulary of the student.
+        encoder: encoder of the student.
+        fingerprint: fingerprint of the weights of that encoder; None if unknown.
+        from_pixels: whether both run on images, each with its own encoder.
 
     Raises:
-        ValueError: it does not; the message says how they differ.
+        ValueError: the teacher does not fit; the message states the difference.
     """
     checkpoint = load_checkpoint(resolve_checkpoint(source))
     if checkpoint.vocabulary.words != vocabulary.words:
@@ -55,10 +57,10 @@ def load_teacher(
 
 
 def build_teachers(checkpoints: Sequence[Checkpoint], *, from_pixels: bool) -> Teachers | None:
-    """What a decoder learns from besides the captions; None where it is the captions alone.
+    """Build the teachers of a decoder; None if there are none.
 
     Args:
-        from_pixels: teachers look at images, each through the encoder of its own checkpoint.
+        from_pixels: whether teachers run on images, each with the encoder of its own checkpoint.
     """
     decoders: list[Decoder] = []
     for checkpoint in checkpoints:

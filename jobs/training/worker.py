@@ -1,4 +1,4 @@
-"""What every training worker runs: steps, then captions of the dev images, then a checkpoint, epoch after epoch."""
+"""The loop of every training worker: steps, dev evaluation and checkpoint, epoch after epoch."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _POST_EVERY_SECONDS = 2.0
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
-    """One worker's run, from the last checkpoint if there is one; what was wrong with the data, if anything was.
+    """Run one worker from the last checkpoint on; return a message if the data or the loss were wrong.
 
-    Such a fault is returned, not raised: Ray Train would try again, with the same data.
+    Such a fault is returned rather than raised, because Ray Train would restart with the same data.
     """
     import ray
     import ray.train.torch
@@ -80,7 +80,7 @@ class Worker:
     device: torch.device
     num_threads: int
     mailbox: Any
-    """Actor handle: takes events for whoever started the job."""
+    """Actor handle that receives events for the driver."""
     standing: TrainingState = field(default_factory=TrainingState)
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class Worker:
         self.position = position_of("start", 0, 0)
 
     def run(self) -> None:
-        """All epochs that are left."""
+        """Run all remaining epochs."""
         self.standing = restore(self.learner, self.rank)
         history = self.standing.history
         self._enter("start")
@@ -131,7 +131,7 @@ class Worker:
             self._post({"text": f"stopped early: {watch.patience} epochs without a better {watch.metric}"})
 
     def blame(self, error: NonFiniteLossError) -> str:
-        """What to tell of a loss that is not finite, with the images of the workers whose loss it was."""
+        """Describe a non-finite loss, with the images of the workers where it occurred."""
         gathered = [error.images]
         if self.world_size > 1:
             gathered = [[]] * self.world_size
@@ -176,7 +176,7 @@ class Worker:
         )
 
     def _critic(self) -> SelfCritic | None:
-        """What rewards captions, where the settings give rewards a weight."""
+        """Build the reward of self-critical training; None if its weight is 0."""
         if not self.settings.self_critical.weight:
             return None
         return SelfCritic(
@@ -190,7 +190,7 @@ class Worker:
     # ---- an epoch ----
 
     def _train_epoch(self, epoch: int) -> None:
-        """The updates of one epoch that are left, into `standing.sums`."""
+        """Run the remaining steps of one epoch, and add to `standing.sums`."""
         sums = self.standing.sums
         started = time.monotonic() - sums.seconds
         batches = self.batches.epoch(epoch, first_step=sums.steps)
@@ -217,7 +217,7 @@ class Worker:
                 self.position = position_of("data", self.learner.step_number, epoch + 1)
 
     def _row(self) -> dict[str, Any]:
-        """The metrics of the epoch whose steps are done."""
+        """Return the metrics of the epoch whose steps are finished."""
         epoch, started = len(self.standing.history), time.monotonic()
         sums = self.standing.sums.merged(self.world_size)
         row: dict[str, Any] = {
@@ -237,7 +237,7 @@ class Worker:
         return row
 
     def _save_is_due(self) -> bool:
-        """Whether a checkpoint is to be written now; the first worker's clock decides for all."""
+        """Whether to write a checkpoint now; the first worker's clock decides for all workers."""
         minutes = self.prepared.settings.checkpoint_minutes
         if not minutes:
             return False
@@ -249,7 +249,7 @@ class Worker:
         return due
 
     def _enter(self, phase: str, *, wait: bool = True) -> None:
-        """A phase begins. Nobody waits for the news of a step, which are many."""
+        """Record that a phase begins. Steps are frequent, so the message is sent without waiting."""
         import ray
 
         # The checkpoint at an epoch's end is written when the epoch is in the history already.
@@ -265,7 +265,7 @@ class Worker:
     # ---- what a person sees ----
 
     def _post(self, event: dict[str, Any]) -> None:
-        """Show an event to whoever started the job; nobody waits for it."""
+        """Send an event to the driver without waiting."""
         if self.rank == 0:
             self.mailbox.post.remote(event)
 
