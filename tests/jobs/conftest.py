@@ -17,26 +17,34 @@ PHOTOS = Path(__file__).parent.parent / "photos"
 
 
 @pytest.fixture(scope="session")
-def ray_of_two_cpus() -> Iterator[None]:
+def _ray_folder() -> Iterator[str]:
     import ray
 
     folder = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets allow 107 characters
+    yield folder
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def ray_of_two_cpus(_ray_folder: str) -> None:
+    """One Ray for all tests, started again if a test of sessions has shut it down."""
+    import ray
+
     # For Ray's processes; the second, so that its workers find the stubs.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["PYTHONPATH"] = os.path.dirname(__file__)
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=200_000_000,
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=200_000_000,
+            _temp_dir=_ray_folder,
+        )
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from jobs.inputs.sources import Sources
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage import read
+from jobs.storage.errors import ATTEMPTS
 from jobs.storage.folder import Folder
 
 
@@ -95,7 +95,7 @@ def test_a_part_that_cannot_be_fetched_leaves_no_trace(stages, make_images, faul
         server.everything = fault
         (receipt,) = work(decode(chunk(0, 39))).to_pylist()
         if fault == 503:  # the first failure ends it: a dead server is not asked once per image
-            assert sum(server.requests.values()) < 40 * read.ATTEMPTS
+            assert sum(server.requests.values()) < 40 * ATTEMPTS
     assert (receipt["status"], receipt["done"], receipt["failed"]) == (status, 0, 0)
     assert receipt["reason"]
     assert work.outputs["captions"].finished() == []

@@ -82,7 +82,8 @@ def test_a_model_that_does_not_load_stops_the_job(tmp_path, make_images):
 
 def test_ray_is_not_even_imported(tmp_path, make_images, tiny_checkpoint):
     code = (
-        "import sys, jobs.caption; from jobs import beside; beside.glob.glob = lambda pattern: []; "
+        "import sys, jobs.caption; from jobs.batch import single_process; "
+        "single_process.glob.glob = lambda pattern: []; "
         "status = jobs.caption.main(sys.argv[1:]); sys.exit(status or 'ray' in sys.modules)"
     )
     given = [str(make_images(3)), str(tmp_path / "out"), "--model", str(tiny_checkpoint)]

@@ -25,7 +25,7 @@ from jobs.cli.arguments import parse
 from jobs.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[3]
-CLUSTERS = ROOT / "jobs" / "clusters"
+CLUSTERS = ROOT / "jobs" / "cluster" / "templates"
 LAUNCHED = [ROOT / "cluster.yaml", CLUSTERS / "ssh.yaml"]
 RAY_JOBS = [CLUSTERS / "kuberay-caption.yaml", CLUSTERS / "kuberay-train.yaml"]
 MIB = 2**20
