@@ -121,7 +121,7 @@ def benchmark(settings: BenchmarkSettings) -> int:
     facts = _facts(settings, measured, limit, future)
     output.write("benchmark.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
     _write_page(f"{output.url}/benchmark.html", settings, measured, limit, future)
-    print(f"\n{output.url}/benchmark.html and benchmark.json have this, too")
+    print(f"\n{output.url}/benchmark.html and benchmark.json contain these results")
     return 0
 
 
@@ -143,7 +143,7 @@ def measure(settings: BenchmarkSettings) -> Measured:
     loaded = steps.load(found.images, predictor.preprocessing)
     _say("the model alone")
     encoder, search = steps.model_seconds(predictor, loaded.pixels, settings.search, batch_size)
-    _say("all of it in a bare loop")
+    _say("all steps in a bare loop")
     loop = steps.loop_seconds(predictor, found.images, settings.search, batch_size)
     engine = predictor.engine.name
     del predictor  # its memory, for the job's

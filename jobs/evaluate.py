@@ -145,7 +145,7 @@ def _notes_on_match(matched: Matched, partial: bool) -> list[str]:
             raise ValueError(f"{what}: caption them, choose the split, or score the others with --partial")
         notes.append(f"{what}: the scores are those of the others")
     if matched.num_other_captions:
-        notes.append(f"{matched.num_other_captions:,} captions of images without references were left aside")
+        notes.append(f"{matched.num_other_captions:,} captions of images without references were ignored")
     return notes
 
 

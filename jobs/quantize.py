@@ -88,7 +88,7 @@ def quantize(settings: QuantizeSettings) -> int:
     load_weights(encoder, checkpoint.part("encoder"), str(directory))
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "int8.onnx"
-        print(f"measuring activations on {len(measured)} photos", file=sys.stderr, flush=True)
+        print(f"calibrating on {len(measured)} photos", file=sys.stderr, flush=True)
         quantize_encoder(encoder, config.preprocessing, measured, graph)
         cosine = similarity(encoder, config.preprocessing, graph, compared)
         rates = _rates(checkpoint.fingerprint, encoder, graph, compared, num_cpus())
@@ -101,12 +101,12 @@ def quantize(settings: QuantizeSettings) -> int:
     print(
         f"{config.name} on this machine: {rates[0]:.0f} images/s in float32, {rates[1]:.0f} in 8-bit integers\n"
         f"features compared on {len(compared)} photos: mean cosine {cosine:.3f}\n"
-        f"written to {output.url}; with --engine openvino, jobs.caption leaves it aside"
+        f"written to {output.url}; jobs.caption uses it unless --engine openvino is given"
     )
     if cosine < _LEAST_SIMILAR:
         print(
-            "the features differ much: caption a dataset with --engine int8 and with --engine openvino, and compare "
-            "with jobs.evaluate, before you use it",
+            "the features differ considerably: caption a dataset with --engine int8 and with --engine openvino, and "
+            "compare the scores of jobs.evaluate before you use it",
             file=sys.stderr,
         )
     return 0

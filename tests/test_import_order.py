@@ -61,3 +61,12 @@ def test_the_top_of_jobs_holds_commands_only() -> None:
     files = {path.name for path in (ROOT / "jobs").iterdir() if path.is_file()}
     assert files == {"__init__.py", "README.md", *(f"{name}.py" for name in COMMANDS)}
     assert {path.name for path in (ROOT / "jobs").iterdir() if path.is_dir()} - {"__pycache__"} == set(JOBS)
+
+
+@pytest.mark.parametrize("package", ["captionlib", "jobs"])
+def test_the_map_names_every_place(package: str) -> None:
+    page = (ROOT / package / "README.md").read_text()
+    for path in (ROOT / package).iterdir():
+        if path.name.startswith("__") or path.name in ("README.md", "version.py", "py.typed"):
+            continue
+        assert f"`{path.name}{'/' if path.is_dir() else ''}`" in page, path

@@ -49,7 +49,7 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
     """A torchvision network, cut at its features, and the preprocessing that its default weights expect.
 
     The network gives for `grid` a map (B, D, h, w), or (B, N, D) if it is a vision transformer, whose class token
-    is left out; for `pooled` what its last linear layer sees (the grid's mean, where it has none: SqueezeNet);
+    is omitted; for `pooled` what its last linear layer sees (the grid's mean, where it has none: SqueezeNet);
     for `logits` (B, 1000).
 
     Args:

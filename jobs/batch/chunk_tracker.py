@@ -114,8 +114,8 @@ class ChunkTracker:
         if progress.images >= IMAGES_BEFORE_ERROR_SHARE and progress.failed > self.max_error_share * progress.images:
             raise JobIncomplete(
                 f"{progress.failed:,} of {progress.images:,} images failed, more than --max-error-share "
-                f"{self.max_error_share:g} allows: look at the column `error` in {self.files.folder.url}. If that is "
-                "how the input is, run again with a larger share"
+                f"{self.max_error_share:g} allows: look at the column `error` in {self.files.folder.url}. If this is "
+                "expected, run again with a larger share"
             )
 
     def _check_output_visible_from(self, node: str, chunk: Chunk) -> None:

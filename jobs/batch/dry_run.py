@@ -54,11 +54,11 @@ def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
             print_captions(outcome, settings.show or SHOWN)
     seconds = outcome.phases.get("other images", 0.0)
     if seconds < SHORTEST_SECONDS:
-        print("they are too few to say how long the others would take")
+        print("they are too few to estimate the duration for the others")
     else:
         rate = (len(sample) - IMAGES_PER_PART) / seconds
         whole = outcome.start_up_seconds + left / rate
-        print(f"{rate:.1f} images/s once warm: the {left:,} that are left would take about {format_seconds(whole)}")
+        print(f"{rate:.1f} images/s once warm: the remaining {left:,} would take about {format_seconds(whole)}")
     return 0
 
 

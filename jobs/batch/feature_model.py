@@ -112,7 +112,9 @@ class EncodeImages:
             # Checked and rounded where it is: half as many bytes leave a GPU, and NumPy takes five times as long.
             lowest, highest = batch.aminmax()  # NaN where one is among them
             if not bool((lowest >= -_LARGEST_FLOAT16) & (highest <= _LARGEST_FLOAT16)):
-                raise ValueError(f"{self.encoder.name} gives features beyond float16: take another of its outputs")
+                raise ValueError(
+                    f"{self.encoder.name} gives features beyond the range of float16: choose another of its outputs"
+                )
             values[start : start + self.batch_size] = batch.half()
         return pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(2 * width), len(pixels), [None, pa.py_buffer(values.numpy())]

@@ -50,7 +50,7 @@ class Manifest:
             if here.first != next_id:
                 raise ValueError(
                     f"the manifest in {folder.url} has no file for image ids {next_id} to {here.first - 1}: "
-                    "put it back, or start anew with --overwrite"
+                    "restore it, or start from the beginning with --overwrite"
                 )
             next_id = here.last + 1
         return cls(folder, tuple(found))

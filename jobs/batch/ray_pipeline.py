@@ -88,7 +88,7 @@ class Pipeline:
                 yield from batch.to_pylist()
         except ray.exceptions.RayError as error:
             lines = [line for line in str(error).splitlines() if line and not line.startswith((" ", "\t"))]
-            raise PipelineError(f"Ray gave up: {lines[-1] if lines else type(error).__name__}") from error
+            raise PipelineError(f"Ray stopped: {lines[-1] if lines else type(error).__name__}") from error
 
 
 def as_table(chunk: Chunk) -> pa.Table:

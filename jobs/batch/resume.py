@@ -87,21 +87,21 @@ def open_output(
         if different:
             raise ValueError(
                 f"{output.url} was made with other settings: {'; '.join(different)}. Choose another output, use the "
-                "same settings, or give --overwrite to start anew"
+                "same settings, or give --overwrite to start from the beginning"
             )
     for files in outputs.values():
         files.tidy()
     finished = list(outputs.values())[-1].finished()
     if finished and there is None:
         raise ValueError(
-            f"{output.url} holds finished files but no {run_record.NAME} that says how they were made: put it back, or "
-            "give --overwrite to start anew"
+            f"{output.url} contains finished files but no {run_record.NAME} with their settings: restore it, or "
+            "give --overwrite to start from the beginning"
         )
     known = Manifest.open(output / "manifest").num_images
     if finished and finished[-1].last >= known:
         raise ValueError(
-            f"{output.url} holds rows up to image {finished[-1].last}, but its manifest knows {known}: put the "
-            "manifest's files back, or give --overwrite to start anew"
+            f"{output.url} contains rows up to image {finished[-1].last}, but its manifest has only {known} images: "
+            "restore the manifest's files, or give --overwrite to start from the beginning"
         )
     return stored
 

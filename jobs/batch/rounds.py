@@ -65,11 +65,11 @@ def run_rounds(
         if single_process.is_small_job(num_todo, work):
             kind: type[Pipeline] = single_process.SingleProcessPipeline
             resources = single_process.single_process_plan(work.num_cpus)
-            progress.say(f"{num_todo:,} images to do, in one process, without Ray: they are few")
+            progress.say(f"{num_todo:,} images are processed in one process (too few to start Ray)")
         else:
             session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, progress.say))
             kind, resources = Pipeline, plan(session.nodes(), work.num_actors)
-            progress.say(f"{num_todo:,} images to do, with {resources}")
+            progress.say(f"{num_todo:,} images are processed with {resources}")
         outcome.phases["ray"] = progress.seconds
         fetch = DecodeStage(
             outcome.manifest,
@@ -99,13 +99,13 @@ def run_rounds(
                     rounds += [[chunk] for chunk in ended.suspected]
                     if not ended.left:
                         continue
-                    left = f"{num_todo - progress.images:,} images are left ({tracker.last_reason})"
+                    left = f"{num_todo - progress.images:,} images remain ({tracker.last_reason})"
                     if ended.unforeseen:
-                        # No pause would help: what is left is cut ever smaller, so that the others get done.
+                        # Waiting would not help. The remaining chunks are split further, so that good images are committed.
                         stuck = ended.repeated and not ended.made_progress
                         if stuck and (ended.smallest or not progress.images):
                             raise JobIncomplete(str(tracker.failures.last))
-                        progress.say(f"{left}; trying again at once, in smaller chunks")
+                        progress.say(f"{left}; retrying at once, in smaller chunks")
                         continue
                     if ended.made_progress:
                         pause, tries_left = faults.transport_pause, faults.transport_retries
@@ -113,7 +113,7 @@ def run_rounds(
                         raise JobIncomplete(tracker.last_reason)
                     else:
                         tries_left -= 1
-                    progress.say(f"{left}; trying again in {format_seconds(pause)}")
+                    progress.say(f"{left}; retrying in {format_seconds(pause)}")
                     time.sleep(pause)
                     pause *= 3
         finally:

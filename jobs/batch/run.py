@@ -134,9 +134,11 @@ def _incomplete(error: Exception, files: ChunkFiles, manifest: Manifest) -> JobI
     except (OSError, ValueError):  # the output itself is what fails
         return JobIncomplete(f"{error}. {RESUME_HINT}")
     if not left:
-        return JobIncomplete(f"{error}. All images have a row; the same command finishes the rest")
+        return JobIncomplete(f"{error}. All images have a row; run the same command again to finish")
     images = "1 image is" if left == 1 else f"{left:,} images are"
-    return JobIncomplete(f"{images} not done: {error}. What is finished stays; the same command does the others")
+    return JobIncomplete(
+        f"{images} not done: {error}. Finished rows are kept; run the same command again for the others"
+    )
 
 
 def _count(files: ChunkFiles, manifest: Manifest) -> Counts:
@@ -148,5 +150,5 @@ def _count(files: ChunkFiles, manifest: Manifest) -> Counts:
     counted = files.count(files.finished())
     missing = subtract([IdRange(0, manifest.num_images - 1)], counted)
     if missing:
-        raise JobIncomplete(f"the output's files have no row for them, the first is image {missing[0].first}")
+        raise JobIncomplete(f"their rows are missing in the output, the first is image {missing[0].first}")
     return Counts(sum(c.done for c in counted.values()), sum(c.failed for c in counted.values()))

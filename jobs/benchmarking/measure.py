@@ -127,7 +127,7 @@ def load(images: Sequence[ImageRef], preprocessing: Preprocessing) -> Loaded:
             loaded.pixels += [square for square in pixels if square is not None]
     loaded.num_failed = len(images) - len(loaded.pixels)
     if not loaded.pixels:
-        raise ValueError(f"none of {len(images)} images could be read: python -m jobs.caption will say why")
+        raise ValueError(f"none of {len(images)} images could be read: python -m jobs.caption reports the reasons")
     return loaded
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from jobs.cli.errors import JobIncomplete
 
-RESUME_HINT = "What is finished stays; the same command goes on from there"
+RESUME_HINT = "Finished work is kept; run the same command again to resume"
 
 
 class Terminated(KeyboardInterrupt):

@@ -83,7 +83,7 @@ def plan(nodes: Sequence[Node], num_actors: int | None = None) -> Plan:
     if cpus < 2 * SMALLEST_TASK_CPUS:
         raise ValueError(
             f"the cluster has {cpus:g} CPUs for tasks, at least 1 is needed: half for the model, half for decoding. "
-            "Give --num-cpus (and --num-gpus) to wait for machines that are to come"
+            "Give --num-cpus (and --num-gpus) to wait for further machines"
         )
     if any(node.gpus >= 1 for node in nodes):
         return _with_gpus(nodes, num_actors)
@@ -122,7 +122,7 @@ def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
         share = min(largest, sum(node.cpus for node in usable) / asked)
         num_actors = asked
     actor_cpus = max(min(ACTOR_SHARE * share, share - SMALLEST_TASK_CPUS), share / 2)
-    # Machines cannot lend each other what is left over, so an actor's share may have to shrink until all fit.
+    # Machines cannot share their free CPUs, so an actor's share may have to shrink until all fit.
     while actor_cpus >= SMALLEST_ACTOR_CPUS:
         actor_cpus = _floor(actor_cpus)
         room = _room(usable, num_actors, actor_cpus)

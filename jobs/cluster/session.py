@@ -102,7 +102,7 @@ class RaySession:
                 ray.shutdown()  # of what had been started
                 was_slow = "timed out during startup" in str(error)
                 if was_slow and attempt < STARTS - 1:
-                    self.say("Ray did not start within 30 seconds, this machine is busy; trying again")
+                    self.say("Ray did not start within 30 seconds, this machine is busy; retrying")
                     continue
                 reason = _explain(error, said.text, self.address)
                 if reason is None:
@@ -153,10 +153,12 @@ class RaySession:
             growth = autoscaler_status(ray.get_runtime_context().gcs_address)
             if growth == "impossible":
                 raise ClusterError(
-                    f"{missing} were asked for, which this cluster can never have: no machines that it may add make up "
-                    "for it. Ask for fewer with --num-gpus and --num-cpus, or raise max_workers"
+                    f"{missing} were asked for, which this cluster cannot provide: the machine types that it may add "
+                    "do not suffice. Ask for fewer with --num-gpus and --num-cpus, or raise max_workers"
                 )
-            by_hand = "; it does not grow by itself, so start them, or stop the job" if growth == "none" else ""
+            by_hand = (
+                "; the cluster has no autoscaler, so start them yourself, or stop the job" if growth == "none" else ""
+            )
             self.say(f"waiting for {missing}{by_hand}")
         remove_placement_group(group)
 
@@ -196,7 +198,7 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ClusterError(
-            f"there is no Ray cluster at {address}, or this machine cannot reach it ({error}): look at the address and "
+            f"there is no Ray cluster at {address}, or this machine cannot reach it ({error}): check the address and "
             "the port"
         ) from error
 
@@ -227,7 +229,7 @@ def _explain(error: Exception, said: str, address: str | None) -> str | None:
     text = f"{said}\n{error}\n{error.__cause__}"
     if "InvalidAuthToken" in text or isinstance(error, AuthenticationError):
         return (
-            f"the Ray cluster at {address} wants its token: set RAY_AUTH_MODE=token, and have the token in "
+            f"the Ray cluster at {address} requires its token: set RAY_AUTH_MODE=token, and have the token in "
             "~/.ray/auth_token, or its file's name in RAY_AUTH_TOKEN_PATH"
         )
     versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", text)
@@ -244,7 +246,7 @@ def _explain(error: Exception, said: str, address: str | None) -> str | None:
         )
     if isinstance(error, ConnectionError) and address:
         return (
-            f"this machine is no part of the Ray cluster at {address}, or what answers there is no Ray: start the job "
+            f"this machine is not part of the Ray cluster at {address}, or what answers there is no Ray: start the job "
             "on the cluster itself, with `ray job submit`"
         )
     if "timed out during startup" in text:

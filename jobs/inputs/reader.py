@@ -57,7 +57,7 @@ class ImageReader:
         if image.row is not None:
             return self._from_parquet(image.shard, image.row)
         if image.offset is None or image.size is None:
-            raise InputFault("DamagedShard", "from here on it cannot be read: mend it, and run the command again")
+            raise InputFault("DamagedShard", "the rest of the file cannot be read: repair it and run the command again")
         return _from_tar(image.shard, image.offset, image.size)
 
     def _from_parquet(self, path: str, row: int) -> bytes:
@@ -83,6 +83,6 @@ def _from_tar(path: str, offset: int, size: int) -> bytes:
         header = None
     if header is None or header.size != size or len(data) != HEADER_BYTES + size:
         raise InputFault(
-            "DamagedShard", f"{path} is not what it was when it was listed: give --overwrite to start anew"
+            "DamagedShard", f"{path} has changed since it was listed: give --overwrite to start from the beginning"
         )
     return data[HEADER_BYTES:]

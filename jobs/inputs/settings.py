@@ -39,7 +39,7 @@ and with the rest of the path after each slash. May be repeated."""
         names = [ours for ours, _ in self.carried]
         for name in names:
             if not name:
-                raise ValueError(f"--columns takes NAME or OURS=THEIRS, got {', '.join(self.columns)}")
+                raise ValueError(f"--columns takes NAME or NEW=OLD, got {', '.join(self.columns)}")
             if names.count(name) > 1:
                 raise ValueError(f"--columns {name} is given twice")
 

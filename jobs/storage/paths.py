@@ -19,8 +19,8 @@ def check_paths_outlive_job(*paths: str) -> None:
     for path in paths:
         if is_local(path) and _PACKAGE in os.path.abspath(os.path.expanduser(path.removeprefix("file://"))):
             raise ValueError(
-                f"{path} lies in the copy of the code that `ray job submit` makes for a job, and goes with it: give a "
-                "URL such as s3://…, or the whole path of a folder that all machines share"
+                f"{path} lies in the copy of the code that `ray job submit` makes for a job and deletes with it: "
+                "give a URL such as s3://…, or the whole path of a folder that all machines share"
             )
 
 

@@ -60,7 +60,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
         data: bytes = filesystem(path).cat_file(path, start=offset, end=offset + size)
         if len(data) > size and offset:
             raise AccessDenied(
-                errno.ENOTSUP, f"the server of {path} gives out whole files only: copy it to a disk or a bucket"
+                errno.ENOTSUP, f"the server of {path} does not support byte ranges: copy the file to a disk or a bucket"
             )
         if len(data) < size and offset + len(data) != _size_now(path):
             raise TransportFault(errno.EIO, f"got {len(data)} of {size} bytes", path)

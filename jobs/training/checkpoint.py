@@ -124,7 +124,7 @@ def restore(learner: Learner, rank: int) -> TrainingState:
     if rank < len(state["generators"]):  # a worker that was not there before starts with its own
         _set_random_state(state["generators"][rank])
     sums = EpochSums(**state["sums"])
-    # Sums are added up over the workers again: one of them goes on with what there was.
+    # The sums are added up over the workers again, so only one of them continues from these.
     return TrainingState(history, sums if rank == 0 else EpochSums(steps=sums.steps, seconds=sums.seconds))
 
 

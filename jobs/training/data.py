@@ -151,7 +151,7 @@ def prepare(settings: TrainSettings) -> Prepared:
     if not settings.from_images and origin is not None and origin.model.encoder != encoder:
         raise ValueError(
             f"{settings.encoder_checkpoint} was trained with {origin.model.encoder.name} and {settings.source} is of "
-            f"{encoder.name}: a decoder goes on with the encoder that it knows"
+            f"{encoder.name}: a decoder needs the encoder that it was trained with"
         )
     train, dev = (_read_split(settings, name) for name in (settings.data.train_split, settings.data.dev_split))
     for name, split in ((settings.data.train_split, train), (settings.data.dev_split, dev)):
@@ -229,7 +229,7 @@ def _check_views(store: FeatureStore, other: FeatureStore, url: str) -> None:
     if other.fingerprint != store.fingerprint or other.encoder != store.encoder:
         raise ValueError(f"{url} was made by another encoder ({other.encoder.name}) than the first features")
     if [os.path.basename(p) for p in other.paths] != [os.path.basename(p) for p in store.paths]:
-        raise ValueError(f"{url} does not hold the same images as the first features")
+        raise ValueError(f"{url} does not contain the same images as the first features")
 
 
 def _check_features(store: FeatureStore, paths: Sequence[str], split: str, source: str) -> None:
@@ -260,8 +260,8 @@ def _check_shares(settings: TrainSettings, num_images: int, split: str) -> None:
     smallest = num_images // -(-num_images // settings.training.images_per_step)
     if smallest < settings.num_workers:
         raise ValueError(
-            f"the split {split!r} has {num_images} images, and steps of {smallest} do not give each of "
-            f"{settings.num_workers} workers one: lower --num-workers, or raise --training.images-per-step"
+            f"the split {split!r} has {num_images} images, and steps of {smallest} images are too few for "
+            f"{settings.num_workers} workers: lower --num-workers, or raise --training.images-per-step"
         )
 
 
@@ -276,7 +276,7 @@ def _read_split(settings: TrainSettings, name: str) -> Split:
         images_root=settings.source if settings.from_images else None,
     )
     if not images:
-        raise ValueError(f"the split {name!r} of {data.root or data.captions_file} holds no images")
+        raise ValueError(f"the split {name!r} of {data.root or data.captions_file} contains no images")
     learnt = [_tokens(image) for image in images]
     return Split(
         paths=[image.path for image in images],
@@ -293,13 +293,13 @@ def _tokens(image: CaptionedImage) -> list[tuple[Sequence[str], float]]:
     tokens = [(tokenize(caption), weight) for caption, weight in zip(image.captions, weights, strict=True)]
     worded = [(words, weight) for words, weight in tokens if words]
     if not worded:
-        raise ValueError(f"no caption of {image.path} has a word in it: {image.captions[:2]}")
+        raise ValueError(f"no caption of {image.path} contains a word: {image.captions[:2]}")
     return worded
 
 
 def _some_left(split: Split) -> Split:
     if not split.paths:
-        raise ValueError("the caption filter (--training.filter) leaves no caption: widen it")
+        raise ValueError("no caption passes the filter (--training.filter): relax it")
     return split
 
 

@@ -117,7 +117,7 @@ class FailureLog:
         if is_repeated:
             then = "The same error at the same place as before: training stops"
         elif left < 0 and not unlimited:
-            then = "No restarts are left: training stops"
+            then = "No restarts remain: training stops"
         else:
             count = "any number of" if unlimited else str(left)
             then = f"Restarting {start}; {count} more restart{'' if left == 1 else 's'} left"

@@ -76,7 +76,7 @@ class RunReport:
             self.folder.write("curves.png", curves_png(by_epoch, title=title))
         except ValueError as error:  # without matplotlib; the page has the same curves
             if not self._has_complained:
-                print(f"curves.png was left out: {error}", file=sys.stderr, flush=True)
+                print(f"curves.png was not written: {error}", file=sys.stderr, flush=True)
             self._has_complained = True
 
     def _photos(self, history: Sequence[Row]) -> list[Section]:
@@ -97,7 +97,7 @@ class RunReport:
                         notes=[(f"epoch {epoch}", text) for epoch, text in _changes(captions)],
                     )
                 )
-        text = "As the epochs went by; an epoch that said the same as the one before is left out."
+        text = "Captions by epoch; an epoch with the same caption as the one before is omitted."
         return [Section(title="Dev photos", text=text, cards=cards)] if cards else []
 
 

@@ -51,7 +51,7 @@ def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
             differing = differences(json.loads(folder.read(_SETTINGS_FILE)), mine)
             if differing:
                 raise ValueError(
-                    f"{settings.run} holds a run of other settings ({'; '.join(differing[:3])}): "
+                    f"{settings.run} contains a run with other settings ({'; '.join(differing[:3])}): "
                     "train into another folder, or delete that one"
                 )
             return (folder / BEST).exists("config.json")
@@ -141,12 +141,12 @@ def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[
                 raise JobIncomplete(
                     f"the same error twice {last['where']}: {last['failure']['error']}. Another restart would not "
                     f"help. Look at {settings.run}/{FOLDER}/{last['file']} and remove the cause; the same "
-                    f"command then goes on from the last checkpoint in {settings.run}"
+                    f"command then resumes from the last checkpoint in {settings.run}"
                 ) from error
             causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
             last_line = (str(causes[0]).strip().splitlines() or [type(causes[0]).__name__])[-1]
             raise JobIncomplete(
-                f"gave up after {settings.max_failures} restarts: {last_line}. The same command goes on from the "
+                f"stopped after {settings.max_failures} restarts: {last_line}. The same command resumes from the "
                 f"last checkpoint in {settings.run}"
             ) from error
     if result.return_value is not None:

@@ -111,7 +111,7 @@ probabilities (see --training.teacher-share). On features, decoders trained on t
             raise ValueError("--also-features is for training on features: with --from-images, leave it out")
         if not self.from_images and (self.encoder.train_from is not None or not self.encoder.augment):
             raise ValueError(
-                "--encoder.train-from and --encoder.no-augment are for --from-images: features stay as they are"
+                "--encoder.train-from and --encoder.no-augment are for --from-images: stored features cannot be changed"
             )
         if (self.data.objects_file is None) != (self.training.objects_weight == 0):
             raise ValueError("--data.objects-file and --training.objects-weight go together: give both or neither")
@@ -120,13 +120,10 @@ probabilities (see --training.teacher-share). On features, decoders trained on t
         if self.start_from is not None and self.encoder.checkpoint is not None:
             raise ValueError("--start-from brings its own encoder: leave out --encoder.checkpoint")
         if self.teachers and self.training.self_critical.weight:
-            raise ValueError(
-                "--teachers know nothing of captions that are drawn: leave out one of them and "
-                "--training.self-critical.weight"
-            )
+            raise ValueError("--teachers and --training.self-critical.weight cannot be combined: remove one of them")
         unnamed = replace(self.encoder, checkpoint=None)
         if not self.from_images and self.encoder.name is None and unnamed != EncoderSettings():
-            raise ValueError("say with --encoder.name which encoder made the features")
+            raise ValueError("name the encoder that made the features with --encoder.name")
 
     @property
     def encoder_checkpoint(self) -> str | None:

@@ -33,8 +33,8 @@ def load_teacher(
     checkpoint = load_checkpoint(resolve_checkpoint(source))
     if checkpoint.vocabulary.words != vocabulary.words:
         raise ValueError(
-            f"the teacher {source} knows {len(checkpoint.vocabulary):,} words, not the {len(vocabulary):,} that are "
-            "learnt here: train it on the same captions, with the same --training.min-count"
+            f"the teacher {source} has a vocabulary of {len(checkpoint.vocabulary):,} words, not the "
+            f"{len(vocabulary):,} of this run: train it on the same captions, with the same --training.min-count"
         )
     theirs = checkpoint.model.encoder
     if from_pixels:
@@ -44,8 +44,8 @@ def load_teacher(
         fits = theirs == encoder
     if not fits:
         raise ValueError(
-            f"the teacher {source} looks through {theirs.name} at {theirs.preprocessing.size} pixels, and the student "
-            f"through {encoder.name} at {encoder.preprocessing.size}: "
+            f"the teacher {source} uses {theirs.name} at {theirs.preprocessing.size} pixels, and the student uses "
+            f"{encoder.name} at {encoder.preprocessing.size}: "
             + ("they need the same size" if from_pixels else "they need the same features")
         )
     if fingerprint is not None and weights_fingerprint(_encoder(checkpoint, source)) != fingerprint:

@@ -49,7 +49,7 @@ def test_killed_and_resumed(size: str, model: Path, place: Place, tmp_path: Path
         code, log = run_batch_job(place, env, str(source), str(output), model, *flags, name=f"size-{size}-again")
     assert code == 0, log
     print(f"\n{size}: {len(done)} of {NUM_PHOTOS // 20} chunks when it was killed; then {log.splitlines()[0]}")
-    assert f"{NUM_PHOTOS - 20 * len(done)} images to do" in log
+    assert f"{NUM_PHOTOS - 20 * len(done)} images are processed" in log
     rows = pq.read_table(output / "captions").sort_by("image_id")
     assert rows.column("image_id").to_pylist() == list(range(NUM_PHOTOS))
     assert len((output / "captions.jsonl").read_text().splitlines()) == NUM_PHOTOS

@@ -112,5 +112,5 @@ def test_ctrl_c_ends_it_in_a_sentence_and_it_can_be_gone_on_with(dataset: Path, 
     log = job.log.read_text()
     assert code == 130, log
     assert "Traceback" not in log
-    assert log.strip().splitlines()[-1].endswith("the same command goes on from there")
+    assert log.strip().splitlines()[-1].endswith("run the same command again to resume")
     shutil.rmtree(place.ray_folder, ignore_errors=True)

@@ -135,7 +135,7 @@ def test_an_interrupted_job_says_what_to_do(tmp_path, tiny_checkpoint, make_imag
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everyone in the foreground gets it
     out, error = process.communicate(timeout=300)
     assert process.returncode == 130, error
-    assert "interrupted. What is finished stays; the same command goes on from there" in error
+    assert "interrupted. Finished work is kept; run the same command again to resume" in error
     assert "Traceback" not in error + out
     assert list(output.glob("captions/captions-*"))
     assert json.loads((output / "run.json").read_text())["state"] == "incomplete"

@@ -133,7 +133,7 @@ def test_captions_of_other_images_are_left_aside_with_a_note(tmp_path: Path, ref
     captions = write_rows(tmp_path / "captions.parquet", {**CAPTIONS, "dog.jpg": "a dog"})
     record = run(captions, references, tmp_path / "scores")
     assert record["num_images"] == 3
-    assert record["notes"] == ["1 captions of images without references were left aside"]
+    assert record["notes"] == ["1 captions of images without references were ignored"]
 
 
 def test_images_without_a_caption_stop_it_unless_that_is_said(

@@ -52,7 +52,9 @@ def test_a_cluster_that_does_not_grow_is_waited_for_and_called_so(cluster):
     cluster["growth"] = "none"
     said = []
     RaySession("10.0.0.1:6379", num_gpus=2, say=said.append)._wait_for_machines()
-    assert said[0] == ("waiting for 2 GPUs (0 are there); it does not grow by itself, so start them, or stop the job")
+    assert said[0] == (
+        "waiting for 2 GPUs (0 are there); the cluster has no autoscaler, so start them yourself, or stop the job"
+    )
 
 
 def test_what_a_cluster_can_never_have_is_not_waited_for(cluster):
@@ -112,7 +114,7 @@ This process on node 10.0.0.2 was started with:
         (
             "10.0.0.1:6379",
             ConnectionError("Failed to connect to Ray cluster"),
-            "no part of the Ray cluster at 10.0.0.1:6379.*ray job submit",
+            "not part of the Ray cluster at 10.0.0.1:6379.*ray job submit",
         ),
         ("auto", ConnectionError("Could not find any running Ray instance. Please"), "ray job submit"),
     ],
@@ -146,7 +148,7 @@ def test_a_busy_machine_gets_another_chance(monkeypatch):
     with RaySession(say=said.append):
         pass
     assert len(starts) == session.STARTS
-    assert said == ["Ray did not start within 30 seconds, this machine is busy; trying again"] * 2
+    assert said == ["Ray did not start within 30 seconds, this machine is busy; retrying"] * 2
 
 
 def test_gpus_that_are_not_there_are_not_believed_in(monkeypatch):

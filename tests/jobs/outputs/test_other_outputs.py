@@ -182,7 +182,7 @@ def test_a_dry_run_writes_nothing(tmp_path, tiny_checkpoint, make_images, capfd)
     assert "110 images" in printed
     assert "the first 100: 99 captioned, 1 failed" in printed
     assert "0000.jpg" in printed
-    assert "images/s once warm: the 110 that are left would take about" in printed or "too few" in printed
+    assert "images/s once warm: the remaining 110 would take about" in printed or "too few" in printed
     assert not output.exists()
 
     assert main([*arguments[:-1], "--no-report"]) == 0

@@ -97,4 +97,4 @@ def test_a_dead_worker_is_the_cause_of_the_others_errors():
 def test_no_restart_is_left():
     log = FailureLog(max_failures=0)
     log.raised[0] = failure()
-    assert log.add({0: ("boom", False)})["then"] == "No restarts are left: training stops"
+    assert log.add({0: ("boom", False)})["then"] == "No restarts remain: training stops"
