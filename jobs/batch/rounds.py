@@ -101,7 +101,7 @@ def run_rounds(
                         continue
                     left = f"{num_todo - progress.images:,} images remain ({tracker.last_reason})"
                     if ended.unforeseen:
-                        # Waiting would not help. The remaining chunks are split further, so that good images are committed.
+                        # Waiting would not help. Remaining chunks are split further, so that good images get rows.
                         stuck = ended.repeated and not ended.made_progress
                         if stuck and (ended.smallest or not progress.images):
                             raise JobIncomplete(str(tracker.failures.last))
