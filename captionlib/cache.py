@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from captionlib.errors import UserError
+
 VARIABLE = "CAPTIONLIB_CACHE"
 
 
-class CacheError(ValueError):
+class CacheError(UserError):
     """The cache cannot be written, or its disk is full. The message states how to choose another folder."""
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from captionlib import cache
 from captionlib.config import ModelConfig, SearchConfig, from_dict, to_dict
+from captionlib.errors import UserError
 from captionlib.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # a job's driver looks at checkpoints, and should not wait for PyTorch
@@ -37,7 +38,7 @@ DEFAULT_CHECKPOINT = Path(__file__).parent / "pretrained" / "default"
 _NOT_STORED = "num_batches_tracked"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is missing, damaged or of another version. The message names the file and what to do."""
 
 
@@ -86,7 +87,7 @@ def save_checkpoint(
     """Write a captioner. Weights are rounded to float16, except tensors beyond its range; integer tensors are kept.
 
     Raises:
-        ValueError: a weight is infinite or NaN.
+        UserError: a weight is infinite or NaN.
     """
     from safetensors.torch import save_file
 
@@ -121,7 +122,7 @@ def _compact(name: str, value: Tensor) -> Tensor:
     if not value.is_floating_point():
         return value.contiguous()
     if not bool(value.isfinite().all()):
-        raise ValueError(f"the weights {name} are not finite: take an earlier state of the training")
+        raise UserError(f"the weights {name} are not finite: take an earlier state of the training")
     half = value.half()
     return (half if bool(half.isfinite().all()) else value).contiguous()
 

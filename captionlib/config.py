@@ -14,6 +14,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from captionlib.errors import UserError
+
 SquareMode = Literal["squash", "center_crop", "pad"]
 FeatureKind = Literal["grid", "pooled", "logits"]
 EncoderKind = Literal["efficientnet_lite", "torchvision", "timm", "vectors"]
@@ -39,9 +41,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"preprocessing.size must be at least 1 pixel, got {self.size}")
+            raise UserError(f"preprocessing.size must be at least 1 pixel, got {self.size}")
         if min(self.std) <= 0:
-            raise ValueError(f"preprocessing.std must be positive, got {self.std}")
+            raise UserError(f"preprocessing.std must be positive, got {self.std}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for name in ("feature_dim", "num_positions"):
             if getattr(self, name) < 1:
-                raise ValueError(f"encoder.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"encoder.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +97,12 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"decoder.dropout must be in [0, 1), got {self.dropout}")
+            raise UserError(f"decoder.dropout must be in [0, 1), got {self.dropout}")
         if self.projection_dim < 0:
-            raise ValueError(f"decoder.projection_dim must not be negative, got {self.projection_dim}")
+            raise UserError(f"decoder.projection_dim must not be negative, got {self.projection_dim}")
         for name in ("hidden_dim", "embedding_dim", "attention_dim", "num_heads", "num_layers", "max_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"decoder.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"decoder.{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,33 +134,31 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         if self.method not in ("greedy", "sample", "beam"):
-            raise ValueError(f"search.method must be greedy, sample or beam, got {self.method!r}")
+            raise UserError(f"search.method must be greedy, sample or beam, got {self.method!r}")
         for name in ("beam_width", "num_captions", "max_tokens", "diversity_groups"):
             if getattr(self, name) < 1:
-                raise ValueError(f"search.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"search.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("min_tokens", "no_repeat_ngram", "top_k", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"search.{name} must not be negative, got {getattr(self, name)}")
+                raise UserError(f"search.{name} must not be negative, got {getattr(self, name)}")
         if self.min_tokens > self.max_tokens:
-            raise ValueError(f"search.min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
+            raise UserError(f"search.min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
         if self.length_penalty < 0:
-            raise ValueError(f"search.length_penalty must not be negative, got {self.length_penalty}")
+            raise UserError(f"search.length_penalty must not be negative, got {self.length_penalty}")
         if self.temperature <= 0:
-            raise ValueError(f"search.temperature must be positive, got {self.temperature}")
+            raise UserError(f"search.temperature must be positive, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"search.top_p must be in (0, 1], got {self.top_p}")
+            raise UserError(f"search.top_p must be in (0, 1], got {self.top_p}")
         if self.method == "greedy" and self.num_captions > 1:
-            raise ValueError(
+            raise UserError(
                 f"greedy search has one caption per image, {self.num_captions} were asked for: use beam or sample"
             )
         if self.method == "beam" and self.num_captions > self.beam_width:
-            raise ValueError(
+            raise UserError(
                 f"search.num_captions {self.num_captions} exceeds beam_width {self.beam_width}: widen the beam"
             )
         if self.beam_width % self.diversity_groups:
-            raise ValueError(
-                f"search.diversity_groups {self.diversity_groups} must divide beam_width {self.beam_width}"
-            )
+            raise UserError(f"search.diversity_groups {self.diversity_groups} must divide beam_width {self.beam_width}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,18 +181,18 @@ def from_dict(cls: type[T], data: dict[str, Any], where: str = "") -> T:
         where: prefix of the names in error messages, such as `model.`.
 
     Raises:
-        ValueError: a key is unknown or missing, or a value has the wrong type or range; the message names it.
+        UserError: a key is unknown or missing, or a value has the wrong type or range; the message names it.
     """
     place = where.rstrip(".: ") or cls.__name__
     if not isinstance(data, dict):
-        raise ValueError(f"{place}: expected a group of settings, got {data!r}")
+        raise UserError(f"{place}: expected a group of settings, got {data!r}")
     hints = typing.get_type_hints(cls)
     unknown = sorted(map(repr, set(data) - set(hints)))
     if unknown:
-        raise ValueError(f"{place}: unknown setting {', '.join(unknown)}; known: {', '.join(sorted(hints))}")
+        raise UserError(f"{place}: unknown setting {', '.join(unknown)}; known: {', '.join(sorted(hints))}")
     missing = [field.name for field in dataclasses.fields(cls) if _is_required(field) and field.name not in data]  # type: ignore[arg-type]
     if missing:
-        raise ValueError(f"{place}: {', '.join(missing)} must be set")
+        raise UserError(f"{place}: {', '.join(missing)} must be set")
     return cls(**{name: _convert(hints[name], value, f"{where}{name}") for name, value in data.items()})
 
 
@@ -209,24 +209,24 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in options:
-            raise ValueError(f"{place}: {value!r} is none of {', '.join(map(str, options))}")
+            raise UserError(f"{place}: {value!r} is none of {', '.join(map(str, options))}")
         return value
     if origin in (typing.Union, types.UnionType):
         for option in options:
             with contextlib.suppress(ValueError):
                 return _convert(option, value, place)
-        raise ValueError(f"{place}: expected {hint}, got {value!r}")
+        raise UserError(f"{place}: expected {hint}, got {value!r}")
     if origin is tuple:
         members = options[:1] * len(value) if isinstance(value, (list, tuple)) and options[-1] is ... else options
         if not isinstance(value, (list, tuple)) or len(value) != len(members):
-            raise ValueError(f"{place}: expected a list of {len(members)} values, got {value!r}")
+            raise UserError(f"{place}: expected a list of {len(members)} values, got {value!r}")
         return tuple(
             _convert(member, item, f"{place}[{i}]") for i, (member, item) in enumerate(zip(members, value, strict=True))
         )
     if hint is float and type(value) is int:
         value = float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-        raise ValueError(f"{place}: expected {hint.__name__}, got {value!r}")
+        raise UserError(f"{place}: expected {hint.__name__}, got {value!r}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{place}: expected a finite number, got {value}")
+        raise UserError(f"{place}: expected a finite number, got {value}")
     return value

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from captionlib.errors import UserError
+
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
@@ -21,14 +23,14 @@ class Vocabulary:
     def __init__(self, words: Sequence[str]) -> None:
         strange = [word for word in words if not isinstance(word, str) or not word]
         if strange:
-            raise ValueError(f"words of a vocabulary must be text, and not empty, got {strange[0]!r}")
+            raise UserError(f"words of a vocabulary must be text, and not empty, got {strange[0]!r}")
         if tuple(words[: len(SPECIAL_WORDS)]) != SPECIAL_WORDS:
-            raise ValueError(f"a vocabulary begins with {SPECIAL_WORDS}, this one with {tuple(words[:4])}")
+            raise UserError(f"a vocabulary begins with {SPECIAL_WORDS}, this one with {tuple(words[:4])}")
         self.words = list(words)
         self._ids = {word: index for index, word in enumerate(self.words)}
         if len(self._ids) != len(self.words):
             repeated = [word for word, count in Counter(self.words).items() if count > 1]
-            raise ValueError(f"words that occur twice in the vocabulary: {repeated[:5]}")
+            raise UserError(f"words that occur twice in the vocabulary: {repeated[:5]}")
 
     @classmethod
     def build(cls, captions: Iterable[Sequence[str]], *, min_count: int = 1, max_size: int | None = None) -> Vocabulary:
@@ -40,14 +42,14 @@ class Vocabulary:
             max_size: maximum number of words, including the special ones.
 
         Raises:
-            ValueError: no word remains.
+            UserError: no word remains.
         """
         counts = Counter(word for caption in captions for word in caption)
         frequent = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_WORDS]
         frequent.sort(key=lambda word: (-counts[word], word))
         words = [*SPECIAL_WORDS, *frequent][:max_size]
         if len(words) <= len(SPECIAL_WORDS):
-            raise ValueError(
+            raise UserError(
                 f"the vocabulary would be empty: {len(frequent)} words occur at least {min_count} times, and "
                 f"max_size {max_size} counts the {len(SPECIAL_WORDS)} special ones"
             )
@@ -82,9 +84,9 @@ class Vocabulary:
         """Read the file that `save` wrote.
 
         Raises:
-            ValueError: the file has another format.
+            UserError: the file has another format.
         """
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(data, dict) or not isinstance(data.get("words"), list):
-            raise ValueError('expected {"words": [...]}')
+            raise UserError('expected {"words": [...]}')
         return cls(data["words"])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction
 
 from captionlib.config import EngineKind, SearchConfig, to_dict
+from captionlib.errors import UserError
 from jobs.benchmarking.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
 from jobs.cli.arguments import parse, peek
 
@@ -59,11 +60,11 @@ class BenchmarkSettings:
     def __post_init__(self) -> None:
         for name in ("sample", "num_images", "num_nodes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
+            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.price_per_hour is not None and self.price_per_hour < 0:
-            raise ValueError(f"--price-per-hour must not be negative, got {self.price_per_hour}")
+            raise UserError(f"--price-per-hour must not be negative, got {self.price_per_hour}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def benchmark(settings: BenchmarkSettings) -> int:
     """Measure, print and write the results; return the exit code.
 
     Raises:
-        ValueError, OSError: the inputs, the output or the checkpoint cannot be used.
+        UserError, OSError: the inputs, the output or the checkpoint cannot be used.
     """
     from jobs.storage.folder import Folder
     from jobs.storage.paths import check_paths_outlive_job
@@ -120,7 +121,7 @@ def benchmark(settings: BenchmarkSettings) -> int:
     _print(measured, limit, future)
     facts = _facts(settings, measured, limit, future)
     output.write("benchmark.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
-    _write_page(f"{output.url}/benchmark.html", settings, measured, limit, future)
+    output.write("benchmark.html", _page(settings, measured, limit, future))
     print(f"\n{output.url}/benchmark.html and benchmark.json contain these results")
     return 0
 
@@ -135,7 +136,7 @@ def measure(settings: BenchmarkSettings) -> Measured:
     found = steps.sample_images((settings.input, *settings.also), settings.sample)
     predictor = Predictor.from_checkpoint(settings.model, num_threads=num_cpus(), engine=settings.engine)
     if predictor.engine is None:
-        raise ValueError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
+        raise UserError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
     on_gpu = predictor.device.type != "cpu"
     batch_size = settings.batch_size or (256 if on_gpu else 32)
     count = len(found.images)
@@ -262,10 +263,8 @@ def _facts(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, f
     }
 
 
-def _write_page(
-    path: str, settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, future: Forecast
-) -> None:
-    from captionlib.report import Page, Section, duration, named_bars, write_page
+def _page(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, future: Forecast) -> bytes:
+    from captionlib.report import Page, Section, duration, named_bars, render_page
 
     rows = _rows(measured)
     held_up, planned = _sentences(limit, future)
@@ -289,7 +288,7 @@ def _write_page(
         ],
         settings=to_dict(settings),
     )
-    write_page(path, page)
+    return render_page(page)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 
 import captionlib
 from captionlib.config import SearchConfig, from_dict, to_dict
+from captionlib.errors import UserError
 from jobs.batch.settings import CaptionSettings
 from jobs.cli.arguments import parse, peek
 from jobs.outputs import run_record, schemas
@@ -45,7 +46,7 @@ def caption(settings: CaptionSettings) -> int:
     """Caption every image that has no row yet; return the exit code.
 
     Raises:
-        ValueError: the settings, the input, the output or the checkpoint are wrong.
+        UserError: the settings, the input, the output or the checkpoint are wrong.
         jobs.cli.errors.JobIncomplete: the job was started and is not complete.
     """
     from captionlib.checkpoints import (
@@ -68,12 +69,12 @@ def caption(settings: CaptionSettings) -> int:
     check_checkpoint(directory)
     encoder = read_config(directory).model.encoder
     if encoder.kind == "vectors":
-        raise ValueError(
+        raise UserError(
             f"the checkpoint {settings.model} was trained on ready-made features and has no encoder for images: "
             "give one that has"
         )
     if settings.engine == "int8" and not (directory / INT8_ENCODER).is_file():
-        raise ValueError(
+        raise UserError(
             f"the checkpoint {settings.model} has no encoder in 8-bit integers: make one that has with "
             "python -m jobs.quantize"
         )

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tyro.conf import Positional
 
+from captionlib.errors import UserError
 from captionlib.metrics import Diversity, JavaScores, Scores, score_captions, score_with_java
 from captionlib.metrics import diversity as diversity_metric
 from captionlib.text import tokenize
@@ -39,6 +40,9 @@ IMAGE_SCORES = pa.schema(
         *((name, pa.float64()) for name in METRICS),  # null where the metric was left out
     ]
 )
+
+
+PROG = "python -m jobs.evaluate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +91,17 @@ the format of COCO results."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     from jobs.cli.arguments import parse
+    from jobs.cli.exit_codes import run_command
 
-    settings = parse(EvaluateSettings, argv, prog="jobs.evaluate", description=__doc__ or "")
-    try:
-        evaluate(settings)
-    except (ValueError, OSError) as error:
-        print(f"jobs.evaluate: {error}", file=sys.stderr)
-        return 2
-    return 0
+    settings = parse(EvaluateSettings, argv, prog=PROG, description=__doc__ or "")
+    return run_command(PROG, lambda: evaluate(settings))
 
 
-def evaluate(settings: EvaluateSettings) -> None:
-    """Read and match captions and references, compute the scores, write and print them.
+def evaluate(settings: EvaluateSettings) -> int:
+    """Read and match captions and references, compute the scores, write and print them; return the exit code.
 
     Raises:
-        ValueError: captions and references do not match, or a file has the wrong format.
+        UserError: captions and references do not match, or a file has the wrong format.
         OSError: a file cannot be read or written.
     """
     references = read_references(
@@ -129,10 +129,13 @@ def evaluate(settings: EvaluateSettings) -> None:
     folder.write("scores.json", _scores_json(settings, scores, java, diversity, notes))
     folder.write("images.parquet", _parquet(rows))
     if settings.report:
-        from jobs.evaluation.report import evaluation_page, write_evaluation
+        from captionlib.report import render_page
+        from jobs.evaluation.report import evaluation_page
 
-        write_evaluation(folder.url, evaluation_page(rows, _table(scores, java, diversity), scores.signature, notes))
+        page = evaluation_page(rows, _table(scores, java, diversity), scores.signature, notes)
+        folder.write("report.html", render_page(page))
     _print(scores, java, diversity, notes, folder.url)
+    return 0
 
 
 def _notes_on_match(matched: Matched, partial: bool) -> list[str]:
@@ -142,7 +145,7 @@ def _notes_on_match(matched: Matched, partial: bool) -> list[str]:
         listed = ", ".join(matched.uncaptioned[:3]) + (", …" if missing > 3 else "")
         what = f"{missing:,} of {total:,} images with references have no caption ({listed})"
         if not partial or not matched.pairs:
-            raise ValueError(f"{what}: caption them, choose the split, or score the others with --partial")
+            raise UserError(f"{what}: caption them, choose the split, or score the others with --partial")
         notes.append(f"{what}: the scores are those of the others")
     if matched.num_other_captions:
         notes.append(f"{matched.num_other_captions:,} captions of images without references were ignored")

@@ -21,6 +21,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from captionlib.config import EngineKind
+from captionlib.errors import UserError
 from jobs.cli.arguments import parse
 from jobs.cli.exit_codes import run_command
 from jobs.storage.folder import Folder
@@ -52,7 +53,7 @@ compare the two encoders.
 
     def __post_init__(self) -> None:
         if self.sample < 1:
-            raise ValueError(f"--sample must be at least 1, got {self.sample}")
+            raise UserError(f"--sample must be at least 1, got {self.sample}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def quantize(settings: QuantizeSettings) -> int:
     """Calibrate, write and compare; return the exit code.
 
     Raises:
-        ValueError, OSError: the photos, the output or the checkpoint cannot be used.
+        UserError, OSError: the photos, the output or the checkpoint cannot be used.
     """
     from captionlib.checkpoints import CONFIG, add_int8_encoder, load_checkpoint, load_weights, resolve_checkpoint
     from captionlib.encoders import build_encoder
@@ -78,7 +79,7 @@ def quantize(settings: QuantizeSettings) -> int:
     checkpoint = load_checkpoint(directory)
     config = checkpoint.model.encoder
     if config.kind == "vectors":
-        raise ValueError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
+        raise UserError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
     output = Folder.of(settings.output)
     output.check_writable()
     found = sample_images((settings.input,), settings.sample + settings.sample // 2)

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = (
-    "version", "config", "text", "vocabulary", "devices", "cache", "images", "datasets", "metrics", "report",
-    "features", "encoders", "decoders", "search", "checkpoints", "engines", "captioners", "training",
+    "version", "errors", "config", "text", "vocabulary", "devices", "cache", "images", "datasets", "metrics",
+    "report", "features", "encoders", "decoders", "search", "checkpoints", "engines", "captioners", "training",
 )  # fmt: skip
 JOBS = ("cli", "storage", "inputs", "outputs", "cluster", "batch", "training", "evaluation", "benchmarking")
 COMMANDS = {"caption", "train", "extract_features", "evaluate", "benchmark", "quantize"}

@@ -24,6 +24,7 @@ from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder
 from captionlib.engines.base import EncoderEngine
 from captionlib.engines.build import build_engine
+from captionlib.errors import UserError
 from captionlib.images.decode import decode_image, to_rgb
 from captionlib.images.decode_pixels import decode_pixels
 from captionlib.images.pixels import to_pixels
@@ -162,7 +163,7 @@ class Predictor:
 
         Raises:
             ImageDecodeError: the image cannot be decoded.
-            ValueError: the decoder has no attention, or the features have no positions.
+            UserError: the decoder has no attention, or the features have no positions.
         """
         from captionlib.report import attention_map
 
@@ -170,7 +171,7 @@ class Predictor:
         features = self._encode(to_pixels(opened, self.preprocessing)[np.newaxis]).to(self.device)
         found = self.captioner.caption_features(features, search or self.search, keep_attention=True)[0][0]
         if found.attention is None or features.shape[1] == 1:
-            raise ValueError(
+            raise UserError(
                 "there is nothing to draw: this model looks at the image as a whole (its decoder has no attention, "
                 "or its features have one position)"
             )
@@ -184,7 +185,7 @@ class Predictor:
 
     def _encode(self, pixels: np.ndarray) -> Tensor:
         if self.engine is None:
-            raise ValueError(
+            raise UserError(
                 "this checkpoint was trained on ready-made vectors, and does not know which encoder made them: "
                 "use caption_features, or train with the encoder stated"
             )

@@ -11,6 +11,7 @@ from captionlib.datasets.karpathy import read_karpathy
 from captionlib.datasets.objects import read_objects
 from captionlib.datasets.records import CaptionedImage, DatasetError, canonical_split
 from captionlib.datasets.table import read_csv, read_parquet
+from captionlib.errors import UserError
 
 __all__ = ["READERS", "CaptionedImage", "DatasetError", "Source", "read_dataset", "read_objects"]
 
@@ -50,13 +51,13 @@ def read_dataset(
 
     Raises:
         DatasetError: (a `ValueError`) a missing file and what it should be; a wrong line by file and number.
-        ValueError: an unknown `kind` or `split`.
+        UserError: an unknown `kind` or `split`.
     """
     if kind not in READERS:
-        raise ValueError(f"unknown dataset kind {kind!r}; known: {', '.join(READERS)}")
+        raise UserError(f"unknown dataset kind {kind!r}; known: {', '.join(READERS)}")
     if split != "all":
         split = canonical_split(split, "split")
     elif split_file is not None:
-        raise ValueError(f"split_file {split_file!r} names the images of one split: say which, such as split='train'")
+        raise UserError(f"split_file {split_file!r} names the images of one split: say which, such as split='train'")
     source = Source(root=root, captions_file=captions_file, images_root=images_root, split=split, split_file=split_file)
     return READERS[kind](source)

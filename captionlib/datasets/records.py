@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from captionlib.errors import UserError
+
 SPLITS = ("train", "dev", "test")
 SPLIT_SYNONYMS = {
     "val": "dev",
@@ -17,7 +19,7 @@ SPLIT_SYNONYMS = {
 }
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A captions file is missing or contains something invalid. The message begins with the file and line."""
 
 

@@ -8,6 +8,7 @@ from captionlib.decoders.lstm_adaptive import LSTMAdaptiveDecoder
 from captionlib.decoders.lstm_attention import LSTMAttentionDecoder
 from captionlib.decoders.lstm_init import LSTMInitDecoder
 from captionlib.decoders.transformer import TransformerDecoder
+from captionlib.errors import UserError
 
 __all__ = ["DECODER_KINDS", "Decoder", "DecoderOutput", "Memory", "State", "build_decoder"]
 
@@ -24,8 +25,8 @@ def build_decoder(config: DecoderConfig, feature_dim: int, vocabulary_size: int)
     """Build a decoder with random weights.
 
     Raises:
-        ValueError: the kind is unknown, or its settings are incompatible.
+        UserError: the kind is unknown, or its settings are incompatible.
     """
     if config.kind not in DECODER_KINDS:
-        raise ValueError(f"unknown kind of decoder {config.kind!r}; known: {', '.join(DECODER_KINDS)}")
+        raise UserError(f"unknown kind of decoder {config.kind!r}; known: {', '.join(DECODER_KINDS)}")
     return DECODER_KINDS[config.kind](config, feature_dim, vocabulary_size)

@@ -15,6 +15,7 @@ from captionlib.config import DecoderConfig
 from captionlib.decoders.attention import ATTENTION_KINDS, SingleHeadAttention
 from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
 from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, advance_cell
+from captionlib.errors import UserError
 
 
 class LSTMAdaptiveDecoder(RecurrentDecoder):
@@ -26,7 +27,7 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
         vocabulary_size: V.
 
     Raises:
-        ValueError: the features' width is not the state's, or attention has several heads.
+        UserError: the features' width is not the state's, or attention has several heads.
     """
 
     def __init__(self, config: DecoderConfig, feature_dim: int, vocabulary_size: int) -> None:
@@ -34,13 +35,13 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
         hidden, embedding = config.hidden_dim, config.embedding_dim
         self.project = FeatureProjection(feature_dim, config.projection_dim)
         if self.project.out_dim != hidden:
-            raise ValueError(
+            raise UserError(
                 f"lstm_adaptive weighs features of width {self.project.out_dim} against a state of width {hidden}: "
                 "make decoder.projection_dim and decoder.hidden_dim the same"
             )
         attention = ATTENTION_KINDS[config.attention](hidden, hidden, config.attention_dim, config.num_heads)
         if not isinstance(attention, SingleHeadAttention):
-            raise ValueError(
+            raise UserError(
                 f"lstm_adaptive needs one score per position, which decoder.attention {config.attention!r} has not: "
                 "choose additive, dot, scaled_dot or general"
             )

@@ -19,6 +19,7 @@ from captionlib.config import DecoderConfig
 from captionlib.decoders.attention import MultiHeadAttention, split_heads
 from captionlib.decoders.base import Decoder, DecoderOutput, FeatureProjection, Memory, State, WordTable, choose_inputs
 from captionlib.devices import to_device
+from captionlib.errors import UserError
 from captionlib.vocabulary import PAD
 
 
@@ -31,7 +32,7 @@ class TransformerDecoder(Decoder):
         vocabulary_size: V.
 
     Raises:
-        ValueError: the features' width is not the decoder's, or the heads don't divide it.
+        UserError: the features' width is not the decoder's, or the heads don't divide it.
     """
 
     def __init__(self, config: DecoderConfig, feature_dim: int, vocabulary_size: int) -> None:
@@ -40,7 +41,7 @@ class TransformerDecoder(Decoder):
         self.max_tokens: int = config.max_tokens
         self.project = FeatureProjection(feature_dim, config.projection_dim)
         if self.project.out_dim != width:
-            raise ValueError(
+            raise UserError(
                 f"the transformer of width {width} looks at features of width {self.project.out_dim}: "
                 "make decoder.projection_dim and decoder.hidden_dim the same"
             )
@@ -63,7 +64,7 @@ class TransformerDecoder(Decoder):
         following = tokens[:, :, 1:].cpu()  # (B, K, T - 1)
         words = (following != PAD).flatten().nonzero().squeeze(1)  # (M,)
         if len(words) == 0:
-            raise ValueError(f"no image of this batch of {len(tokens)} has a caption: leave out images without")
+            raise UserError(f"no image of this batch of {len(tokens)} has a caption: leave out images without")
         device, captions = features.device, words.div(following.shape[2], rounding_mode="floor")
         tokens, following, words, captions = (to_device(x, device) for x in (tokens, following, words, captions))
         active, targets = following != PAD, following.flatten().index_select(0, words)
@@ -107,7 +108,7 @@ class TransformerDecoder(Decoder):
         first = state["words_0"].shape[1]
         last = first + tokens.shape[1]
         if last > self.max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"a caption of {last} tokens, <eos> included, exceeds decoder.max_tokens {self.max_tokens}: "
                 "shorten captions, or train with a larger one"
             )

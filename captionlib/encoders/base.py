@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from captionlib.config import EncoderConfig
+from captionlib.errors import UserError
 
 
 class Encoder(nn.Module):
@@ -44,14 +45,14 @@ class Encoder(nn.Module):
                 EfficientNet-Lite; None freezes everything.
 
         Raises:
-            ValueError: the network has no such stage; the message lists some.
+            UserError: the network has no such stage; the message lists some.
         """
         parameters = [(name.removeprefix("network."), p) for name, p in self.backbone.named_parameters()]
         names = [name for name, _ in parameters]
         inside = [i for i, name in enumerate(names) if stage is not None and name.startswith(f"{stage}.")]
         if stage is not None and not inside:
             stages = dict.fromkeys(_stage(name) for name in names)
-            raise ValueError(f"{self.config.name} has no stage {stage!r}; it has {', '.join(stages)}")
+            raise UserError(f"{self.config.name} has no stage {stage!r}; it has {', '.join(stages)}")
         # Networks define their parts in the order in which they run.
         for _, parameter in parameters[: inside[0] if inside else None]:
             parameter.requires_grad_(False)

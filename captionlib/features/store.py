@@ -21,6 +21,7 @@ import numpy as np
 
 from captionlib import cache
 from captionlib.config import EncoderConfig, from_dict, to_dict
+from captionlib.errors import UserError
 from captionlib.features.files import FeatureSource, feature_schema, list_files, open_source
 
 __all__ = ["FeatureStore", "feature_schema", "open_features"]
@@ -45,27 +46,27 @@ class FeatureStore:
         """Map file names to positions. Datasets identify images by name, not by their path at the time of encoding.
 
         Raises:
-            ValueError: two images share a name (`positions` can distinguish them by their folders).
+            UserError: two images share a name (`positions` can distinguish them by their folders).
         """
         index = {PurePosixPath(path).name: i for i, path in enumerate(self.paths)}
         for i, path in enumerate(self.paths):
             other = index[PurePosixPath(path).name]
             if other != i:
-                raise ValueError(f"{path} and {self.paths[other]} share their file name")
+                raise UserError(f"{path} and {self.paths[other]} share their file name")
         return index
 
     def positions(self, paths: Sequence[str]) -> np.ndarray:
         """Return the positions of images, (I,) int64, found by file name and, among equal names, by folders.
 
         Raises:
-            ValueError: images have no features, or a path is ambiguous.
+            UserError: images have no features, or a path is ambiguous.
         """
         by_name = defaultdict(list)
         for i, path in enumerate(self.paths):
             by_name[PurePosixPath(path).name].append(i)
         missing = [path for path in paths if PurePosixPath(path).name not in by_name]
         if missing:
-            raise ValueError(f"{len(missing)} of {len(paths)} images have no features: {', '.join(missing[:3])}")
+            raise UserError(f"{len(missing)} of {len(paths)} images have no features: {', '.join(missing[:3])}")
         return np.array([self._closest(path, by_name[PurePosixPath(path).name]) for path in paths], dtype=np.int64)
 
     def _closest(self, path: str, candidates: list[int]) -> int:
@@ -74,7 +75,7 @@ class FeatureStore:
         shared = [_shared_parts(path, self.paths[i]) for i in candidates]
         best = [i for i, length in zip(candidates, shared, strict=True) if length == max(shared)]
         if len(best) > 1:
-            raise ValueError(f"{path} may be {self.paths[best[0]]} or {self.paths[best[1]]}: name it with its folder")
+            raise UserError(f"{path} may be {self.paths[best[0]]} or {self.paths[best[1]]}: name it with its folder")
         return best[0]
 
 
@@ -94,7 +95,7 @@ def open_features(
         encoder: encoder of ready-made features, if known, so that the captioner can caption photos.
 
     Raises:
-        ValueError: there are no features, or they have different formats or encoders, or values that are not finite.
+        UserError: there are no features, or they have different formats or encoders, or values that are not finite.
         captionlib.cache.CacheError: the cache cannot be written, or its disk is full.
     """
     import fsspec
@@ -107,7 +108,7 @@ def open_features(
     except ValueError:
         raise
     except Exception as error:  # every store has its own for a wrong key or host
-        raise ValueError(f"the features {url} could not be looked at: {error}") from error
+        raise UserError(f"the features {url} could not be looked at: {error}") from error
     source = cache.digest(url, encoder and to_dict(encoder))
     folder = Path(cache_dir).expanduser() if cache_dir else cache.cache_folder("features")
     target = folder / f"{source}-{cache.digest(state)}"
@@ -146,13 +147,13 @@ def _write(source: FeatureSource, target: Path, url: str) -> None:
                     rows = np.ascontiguousarray(features, dtype=np.float16)
                 finite = np.isfinite(rows).all(axis=(1, 2))
                 if not finite.all():
-                    raise ValueError(
+                    raise UserError(
                         f"{url}: the features of {names[int(finite.argmin())]} are not finite, or beyond float16"
                     )
                 out.write(rows.tobytes())
                 paths += names
         if not paths:
-            raise ValueError(f"{url} holds no features: every one of its images has an error")
+            raise UserError(f"{url} holds no features: every one of its images has an error")
         meta: dict[str, Any] = {
             "encoder": to_dict(source.encoder),
             "fingerprint": source.fingerprint,

@@ -24,6 +24,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from captionlib.errors import ImageError
+
 ErrorKind = Literal[
     "EmptyFile",  # no bytes at all
     "NotAnImage",  # bytes of something else: text, HTML, an archive
@@ -85,19 +87,11 @@ _TURNS = {
 }
 
 
-class ImageDecodeError(ValueError):
-    """The bytes cannot be decoded to an image. This is a fault of the input, and retrying cannot help.
-
-    `kind` is a stable name for statistics and queries; `message` is for people.
-    """
+class ImageDecodeError(ImageError):
+    """The bytes cannot be decoded to an image; `kind` is an `ErrorKind`."""
 
     def __init__(self, kind: ErrorKind, message: str) -> None:
-        super().__init__(kind, message)  # both as args, so that the error survives pickling
-        self.kind = kind
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.message}"
+        super().__init__(kind, message)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from captionlib.report.attention_map import attention_map
 from captionlib.report.cards import Card, thumbnail_jpeg
 from captionlib.report.charts import Chart, bar_chart, line_chart, named_bars
 from captionlib.report.gallery import RunSummary, gallery_page
-from captionlib.report.page import Page, Section, duration, render_page, write_bytes, write_page
+from captionlib.report.page import Page, Section, duration, render_page
 from captionlib.report.training import curves_png, training_page
 
 __all__ = [
@@ -25,6 +25,4 @@ __all__ = [
     "render_page",
     "thumbnail_jpeg",
     "training_page",
-    "write_bytes",
-    "write_page",
 ]

@@ -44,7 +44,7 @@ def gallery_page(
     throughput: Sequence[tuple[float, float]] = (),
     error_counts: Mapping[str, int] | None = None,
 ) -> Page:
-    """The report of a caption run, for `write_page`. With 100 images it is about 3 MB.
+    """The report of a caption run, for `render_page`. With 100 images it is about 3 MB.
 
     Args:
         summary: of the whole run.

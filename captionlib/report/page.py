@@ -15,7 +15,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 from markupsafe import Markup
 
 from captionlib.report.cards import Card
@@ -57,20 +56,10 @@ class Page:
     """Settings of the run; groups may be nested."""
 
 
-def render_page(page: Page) -> str:
-    """Render the HTML of a page. All text is escaped."""
-    return _environment().get_template("page.html").render(page=page, settings=flatten(page.settings or {}))
-
-
-def write_page(path: str, page: Page) -> None:
-    """Write the page as UTF-8 to a file or an fsspec URL."""
-    write_bytes(path, render_page(page).encode("utf-8"))
-
-
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a file, local or behind an fsspec URL."""
-    with fsspec.open(path, "wb") as file:
-        file.write(data)
+def render_page(page: Page) -> bytes:
+    """Render a page as HTML in UTF-8. All text is escaped."""
+    html = _environment().get_template("page.html").render(page=page, settings=flatten(page.settings or {}))
+    return html.encode()
 
 
 def visible(value: Any) -> Any:

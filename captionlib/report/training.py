@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from captionlib.errors import UserError
 from captionlib.report.charts import MAX_MARKS, Chart, Point, line_chart, plain
 from captionlib.report.page import Page, Section, duration
 
@@ -51,20 +52,20 @@ def curves_png(metrics: Sequence[MetricRow] | pa.Table, *, title: str = "") -> b
         title: text above the diagrams.
 
     Raises:
-        ValueError: there is nothing to draw, or matplotlib is missing.
+        UserError: there is nothing to draw, or matplotlib is missing.
     """
     rows = _rows(metrics)
     axis = _time_axis(rows)
     panels = [(panel, lines) for panel in PANELS if (lines := _lines(panel, rows, axis))]
     if not panels:
-        raise ValueError(f"no metrics to draw; known: {', '.join(_known_columns())}")
+        raise UserError(f"no metrics to draw; known: {', '.join(_known_columns())}")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
         from matplotlib.ticker import MaxNLocator
     except ImportError:
-        raise ValueError("training curves need matplotlib: pip install 'captionlib[train]'") from None
+        raise UserError("training curves need matplotlib: pip install 'captionlib[train]'") from None
 
     # The figure belongs to no pyplot state and no window: this also runs on a worker's thread.
     num_columns = min(3, len(panels))
@@ -109,7 +110,7 @@ def training_page(
     settings: Mapping[str, Any] | None = None,
     sections: Sequence[Section] = (),
 ) -> Page:
-    """The report of a training run, for `write_page`. Needs no matplotlib.
+    """The report of a training run, for `render_page`. Needs no matplotlib.
 
     Args:
         metrics: as for `curves_png`.
@@ -120,7 +121,7 @@ def training_page(
         sections: further ones after the curves, such as cards of dev images with the captions so far.
 
     Raises:
-        ValueError: nothing to draw.
+        UserError: nothing to draw.
     """
     rows = _rows(metrics)
     axis = _time_axis(rows)
@@ -136,7 +137,7 @@ def training_page(
             word = "best" if panel.higher_is_better else "lowest"
             numbers.append((f"{word} {_label(panel, lines)}, {axis} {plain(best[0])}", f"{best[1]:.3f}"))
     if not charts:
-        raise ValueError(f"no metrics to draw; known: {', '.join(_known_columns())}")
+        raise UserError(f"no metrics to draw; known: {', '.join(_known_columns())}")
     if rows[-1].get("epoch") is not None:
         numbers.append(("epochs", f"{rows[-1]['epoch']:g}"))
     if rows[-1].get("step") is not None:
@@ -155,7 +156,7 @@ def training_page(
 def _rows(metrics: Sequence[MetricRow] | pa.Table) -> list[MetricRow]:
     rows: list[MetricRow] = list(metrics.to_pylist() if hasattr(metrics, "to_pylist") else metrics)
     if not rows:
-        raise ValueError("no metrics to draw: the table has no rows")
+        raise UserError("no metrics to draw: the table has no rows")
     return rows
 
 
@@ -163,7 +164,7 @@ def _time_axis(rows: Sequence[MetricRow]) -> str:
     for axis in ("step", "epoch"):
         if all(row.get(axis) is not None for row in rows):
             return axis
-    raise ValueError("metrics need a step or an epoch in every row")
+    raise UserError("metrics need a step or an epoch in every row")
 
 
 def _lines(panel: Panel, rows: Sequence[MetricRow], axis: str) -> dict[str, list[Point]]:

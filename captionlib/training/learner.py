@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from captionlib.decoders import Decoder
 from captionlib.devices import to_device
+from captionlib.errors import CaptionlibError
 from captionlib.training.batches import Batch, pad_captions, side_by_side
 from captionlib.training.distillation import Teachers
 from captionlib.training.inputs import shown_on
@@ -25,7 +26,7 @@ from captionlib.training.self_critical import SelfCritic, self_critical_loss
 from captionlib.training.settings import TrainingSettings
 
 
-class NonFiniteLossError(ValueError):
+class NonFiniteLossError(CaptionlibError):
     """The loss became infinite or NaN. The weights are those before that step.
 
     All workers of a step raise it, because they share its gradients.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from captionlib.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
@@ -33,16 +35,16 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
-            raise ValueError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
+            raise UserError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
         if self.encoder_factor <= 0:
-            raise ValueError(f"optimizer.encoder_factor must be positive, got {self.encoder_factor}")
+            raise UserError(f"optimizer.encoder_factor must be positive, got {self.encoder_factor}")
         if self.clip_norm < 0:
-            raise ValueError(f"optimizer.clip_norm must not be negative, got {self.clip_norm}")
+            raise UserError(f"optimizer.clip_norm must not be negative, got {self.clip_norm}")
         for name in ("step_epochs", "plateau_epochs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"optimizer.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"optimizer.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.step_factor <= 1:
-            raise ValueError(f"optimizer.step_factor must be in (0, 1], got {self.step_factor}")
+            raise UserError(f"optimizer.step_factor must be in (0, 1], got {self.step_factor}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class TeacherForcingSettings:
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"teacher_forcing.{name} must be in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"teacher_forcing.{name} must be in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +77,9 @@ class SelfCriticalSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
-            raise ValueError(f"self_critical.weight must be in [0, 1], got {self.weight}")
+            raise UserError(f"self_critical.weight must be in [0, 1], got {self.weight}")
         if self.num_samples < 2:
-            raise ValueError(f"self_critical.num_samples must be at least 2, got {self.num_samples}")
+            raise UserError(f"self_critical.num_samples must be at least 2, got {self.num_samples}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ class WatchSettings:
     def __post_init__(self) -> None:
         for name in ("patience", "min_change"):
             if getattr(self, name) < 0:
-                raise ValueError(f"watch.{name} must not be negative, got {getattr(self, name)}")
+                raise UserError(f"watch.{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +111,11 @@ class CaptionFilter:
 
     def __post_init__(self) -> None:
         if self.min_words < 1:
-            raise ValueError(f"filter.min_words must be at least 1, got {self.min_words}")
+            raise UserError(f"filter.min_words must be at least 1, got {self.min_words}")
         if self.max_words is not None and self.max_words < self.min_words:
-            raise ValueError(f"filter.max_words {self.max_words} is less than min_words {self.min_words}")
+            raise UserError(f"filter.max_words {self.max_words} is less than min_words {self.min_words}")
         if not 0 <= self.min_known <= 1:
-            raise ValueError(f"filter.min_known must be in [0, 1], got {self.min_known}")
+            raise UserError(f"filter.min_known must be in [0, 1], got {self.min_known}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,23 +161,23 @@ weights themselves.
     def __post_init__(self) -> None:
         for name in ("epochs", "images_per_step", "captions_per_image", "accumulation", "max_tokens", "min_count"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.caption_index < 0:
-            raise ValueError(f"caption_index must not be negative, got {self.caption_index}")
+            raise UserError(f"caption_index must not be negative, got {self.caption_index}")
         if self.captions_per_image > 1 and self.captions != "random":
-            raise ValueError(
+            raise UserError(
                 f"captions_per_image {self.captions_per_image} is for captions that are drawn: set captions to random"
             )
         if self.objects_weight < 0:
-            raise ValueError(f"objects_weight must not be negative, got {self.objects_weight}")
+            raise UserError(f"objects_weight must not be negative, got {self.objects_weight}")
         if self.vocabulary_size is not None and self.vocabulary_size < 5:
-            raise ValueError(f"vocabulary_size must be at least 5 (4 words are special), got {self.vocabulary_size}")
+            raise UserError(f"vocabulary_size must be at least 5 (4 words are special), got {self.vocabulary_size}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.teacher_share <= 1:
-            raise ValueError(f"teacher_share must be in [0, 1], got {self.teacher_share}")
+            raise UserError(f"teacher_share must be in [0, 1], got {self.teacher_share}")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+            raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         forcing = self.teacher_forcing
         if self.self_critical.weight and (forcing.schedule != "constant" or forcing.start < 1):
-            raise ValueError("self-critical training scores whole captions: it needs constant teacher forcing of 1")
+            raise UserError("self-critical training scores whole captions: it needs constant teacher forcing of 1")

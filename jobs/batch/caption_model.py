@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from captionlib.config import EngineKind, SearchConfig
+from captionlib.errors import UserError
 from jobs.outputs import schemas
 from jobs.storage.read import is_local
 
@@ -83,7 +84,7 @@ class CaptionImages:
 
 def _check_model_visible(model: str) -> None:
     if model != "default" and is_local(model) and not os.path.isdir(model):
-        raise ValueError(
+        raise UserError(
             f"the machine {socket.gethostname()} does not see {model}: the checkpoint must be in a folder that all "
             "machines share, or at a URL"
         )

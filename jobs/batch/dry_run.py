@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 
+from captionlib.errors import UserError
 from jobs.batch.job import BatchJob, RunResult
 from jobs.batch.manifest import Manifest, delete_manifest
 from jobs.batch.resume import check_inputs
@@ -36,7 +37,7 @@ def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
     """Count the images, caption a sample and print the estimate; return the exit code.
 
     Raises:
-        ValueError, JobIncomplete: as `run_batch_job`.
+        UserError, JobIncomplete: as `run_batch_job`.
     """
     check_paths_outlive_job(*settings.inputs, settings.output)
     sources = Sources(settings.inputs, settings.source)
@@ -74,7 +75,7 @@ def _count(sources: Sources, job: BatchJob) -> tuple[int, int, list[ImageRef]]:
             if len(sample) < SAMPLE:
                 sample.append(image)
     except (AccessDenied, TransportFault) as error:
-        raise ValueError(f"the input {' '.join(sources.inputs)} cannot be listed: {error}") from error
+        raise UserError(f"the input {' '.join(sources.inputs)} cannot be listed: {error}") from error
     return count, num_bytes, sample
 
 

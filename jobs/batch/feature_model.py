@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from captionlib.config import EncoderConfig
+from captionlib.errors import UserError
 from jobs.outputs import schemas
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class EncodeImages:
             # Checked and rounded where it is: half as many bytes leave a GPU, and NumPy takes five times as long.
             lowest, highest = batch.aminmax()  # NaN where one is among them
             if not bool((lowest >= -_LARGEST_FLOAT16) & (highest <= _LARGEST_FLOAT16)):
-                raise ValueError(
+                raise UserError(
                     f"{self.encoder.name} gives features beyond the range of float16: choose another of its outputs"
                 )
             values[start : start + self.batch_size] = batch.half()
@@ -125,7 +126,7 @@ def load_encoder(encoder: EncoderConfig, model: str | None) -> Encoder:
     """Build the network with the weights of a checkpoint or the library's ImageNet weights.
 
     Raises:
-        ValueError: there are no weights, or they do not fit; the message states what to do.
+        UserError: there are no weights, or they do not fit; the message states what to do.
     """
     from captionlib.encoders import build_encoder
 

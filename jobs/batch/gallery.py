@@ -26,7 +26,7 @@ MOST_REPEATED = 10
 def write_report(outcome: RunResult, settings: CaptionSettings) -> None:
     """Write `report.html`. If that fails, a warning is printed: the captions are complete without it."""
     from captionlib.config import to_dict
-    from captionlib.report import RunSummary, gallery_page, write_page
+    from captionlib.report import RunSummary, gallery_page, render_page
 
     lengths: Counter[int] = Counter()
     captions: Counter[str] = Counter()
@@ -61,7 +61,7 @@ def write_report(outcome: RunResult, settings: CaptionSettings) -> None:
         error_counts=errors,
     )
     try:
-        write_page(f"{outcome.output.url}/report.html", page)
+        outcome.output.write("report.html", render_page(page))
     except OSError as error:
         print(f"report.html could not be written: {error}", file=sys.stderr)
 

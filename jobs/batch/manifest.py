@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from captionlib.errors import UserError
 from jobs.inputs.listing import ImageRef
 from jobs.outputs import schemas
 from jobs.outputs.id_ranges import IdRange
@@ -40,7 +41,7 @@ class Manifest:
         """Open the manifest of a folder; an empty one if there is none.
 
         Raises:
-            ValueError: a file in the middle is missing.
+            UserError: a file in the middle is missing.
         """
         found = sorted(
             IdRange(int(match[1]), int(match[2])) for match in map(_FILE.fullmatch, folder.names()) if match is not None
@@ -48,7 +49,7 @@ class Manifest:
         next_id = 0
         for here in found:
             if here.first != next_id:
-                raise ValueError(
+                raise UserError(
                     f"the manifest in {folder.url} has no file for image ids {next_id} to {here.first - 1}: "
                     "restore it, or start from the beginning with --overwrite"
                 )
@@ -122,7 +123,7 @@ class Manifest:
             columns: schema of the values that are copied with each image.
 
         Raises:
-            ValueError: a value does not have the type of its column.
+            UserError: a value does not have the type of its column.
         """
         known = _KnownPaths()
         for here in self.files:
@@ -171,7 +172,7 @@ def _to_parquet(ids: IdRange, rows: list[ImageRef], schema: pa.Schema) -> memory
         try:
             each = [pa.array(column, field.type) for column, field in zip(zip(*values, strict=True), kind, strict=True)]
         except pa.ArrowException as error:
-            raise ValueError(f"a column's values are not all of its type, {kind}: {error}") from error
+            raise UserError(f"a column's values are not all of its type, {kind}: {error}") from error
         arrays.append(pa.StructArray.from_arrays(each, fields=list(kind)))
     sink = pa.BufferOutputStream()
     table = pa.table(arrays, schema=schema)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from captionlib.errors import CaptionlibError
 from jobs.batch.decode_stage import Chunk, DecodeStage
 from jobs.batch.model_stage import ModelStage, ProcessorFactory
 from jobs.cluster.resources import Plan
@@ -24,7 +25,7 @@ LOST_PARTS_LIMIT = 100
 """Number of chunks whose workers may die repeatedly before the run is stopped."""
 
 
-class PipelineError(RuntimeError):
+class PipelineError(CaptionlibError, RuntimeError):
     """Ray cannot run the job. The message is the last line of Ray's error."""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from captionlib.config import to_dict
+from captionlib.errors import UserError
 from jobs.batch.manifest import ROWS_PER_GROUP, Manifest, delete_manifest
 from jobs.batch.settings import BatchSettings
 from jobs.inputs.sources import Sources
@@ -28,7 +29,7 @@ def output_lock(output: Folder) -> Iterator[None]:
     try:
         output.check_writable()
     except (OSError, ValueError) as error:
-        raise ValueError(f"the output {output.url} cannot be written: {error}") from error
+        raise UserError(f"the output {output.url} cannot be written: {error}") from error
     if not output.is_local:
         yield
         return
@@ -38,9 +39,7 @@ def output_lock(output: Folder) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(
-                f"another run is writing to {output.url}: wait for it, or choose another output"
-            ) from error
+            raise UserError(f"another run is writing to {output.url}: wait for it, or choose another output") from error
         yield
 
 
@@ -48,15 +47,15 @@ def check_inputs(sources: Sources) -> None:
     """Check that the inputs contain an image, before the output is changed.
 
     Raises:
-        ValueError: an input does not exist or cannot be listed, or no input contains an image.
+        UserError: an input does not exist or cannot be listed, or no input contains an image.
     """
     inputs = " ".join(sources.inputs)
     try:
         found = [sources.first(text) for text in sources.inputs]
     except (AccessDenied, TransportFault, OSError) as error:
-        raise ValueError(f"the input {inputs} cannot be listed: {error}") from error
+        raise UserError(f"the input {inputs} cannot be listed: {error}") from error
     if not any(found):
-        raise ValueError(f"there are no images in {inputs}: {sources.looked_for}")
+        raise UserError(f"there are no images in {inputs}: {sources.looked_for}")
 
 
 def open_output(
@@ -70,11 +69,11 @@ def open_output(
         identity: everything that determines the rows; an output never mixes two identities.
 
     Raises:
-        ValueError: the output belongs to another job, was made with other settings, or lacks files.
+        UserError: the output belongs to another job, was made with other settings, or lacks files.
     """
     stored = run_record.read_record(output)
     if stored.get("job", kind) != kind:
-        raise ValueError(f"{output.url} is the output of another job, {stored['job']}: choose another folder")
+        raise UserError(f"{output.url} is the output of another job, {stored['job']}: choose another folder")
     if overwrite:
         _empty(output, outputs)
         return {}
@@ -85,7 +84,7 @@ def open_output(
             _empty(output, outputs)  # there is no row yet that others could not be added to
             return {}
         if different:
-            raise ValueError(
+            raise UserError(
                 f"{output.url} was made with other settings: {'; '.join(different)}. Choose another output, use the "
                 "same settings, or give --overwrite to start from the beginning"
             )
@@ -93,13 +92,13 @@ def open_output(
         files.tidy()
     finished = list(outputs.values())[-1].finished()
     if finished and there is None:
-        raise ValueError(
+        raise UserError(
             f"{output.url} contains finished files but no {run_record.NAME} with their settings: restore it, or "
             "give --overwrite to start from the beginning"
         )
     known = Manifest.open(output / "manifest").num_images
     if finished and finished[-1].last >= known:
-        raise ValueError(
+        raise UserError(
             f"{output.url} contains rows up to image {finished[-1].last}, but its manifest has only {known} images: "
             "restore the manifest's files, or give --overwrite to start from the beginning"
         )
@@ -125,7 +124,7 @@ def list_inputs(
         sidecar: will write files beside the images.
 
     Raises:
-        ValueError: an input cannot be listed, or contains images that no file can be written beside.
+        UserError: an input cannot be listed, or contains images that no file can be written beside.
     """
 
     def note(seen: int) -> None:
@@ -141,7 +140,7 @@ def list_inputs(
         found = sources.list(manifest.whole_shards() if is_asked_again else ())
         return manifest.append(found if sidecar is None else sidecar.check(found), note, columns)
     except (AccessDenied, TransportFault) as error:
-        raise ValueError(f"the input {' '.join(sources.inputs)} cannot be listed: {error}") from error
+        raise UserError(f"the input {' '.join(sources.inputs)} cannot be listed: {error}") from error
 
 
 def for_record(settings: BatchSettings) -> dict[str, Any]:

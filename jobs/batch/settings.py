@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from captionlib.config import EngineKind, SearchConfig
+from captionlib.errors import UserError
 from jobs.inputs.settings import SourceSettings
 from jobs.outputs import schemas
 from jobs.outputs.sidecar import SidecarMode
@@ -44,7 +45,7 @@ class WorkSettings:
         for name in ("images_per_chunk", "batch_size", "num_actors", "num_cpus", "num_gpus"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,9 @@ class FaultSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_error_share <= 1:
-            raise ValueError(f"--max-error-share must be in [0, 1], got {self.max_error_share}")
+            raise UserError(f"--max-error-share must be in [0, 1], got {self.max_error_share}")
         if self.transport_retries < 0 or self.transport_pause < 0:
-            raise ValueError("--transport-retries and --transport-pause must not be negative")
+            raise UserError("--transport-retries and --transport-pause must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +90,10 @@ the job and processes new images."""
 
     def __post_init__(self) -> None:
         if self.overwrite and self.retry_errors:
-            raise ValueError("--overwrite does everything anew, so --retry-errors has nothing to add: leave one out")
+            raise UserError("--overwrite does everything anew, so --retry-errors has nothing to add: leave one out")
         for name, _ in self.source.carried:
             if name in schemas.CAPTIONS.names or name == "features":
-                raise ValueError(
+                raise UserError(
                     f"--columns {name}: the output has a column of that name; give it another one with "
                     f"--columns NEW_NAME={name}"
                 )
@@ -134,9 +135,9 @@ kept (skip), replaced (overwrite) or extended by a line (append)."""
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sidecar is None and (self.sidecar_prefix or self.sidecar_suffix):
-            raise ValueError("--sidecar-prefix and --sidecar-suffix are for --sidecar: give that too")
+            raise UserError("--sidecar-prefix and --sidecar-suffix are for --sidecar: give that too")
         if self.dry_run and (self.overwrite or self.retry_errors):
-            raise ValueError("--dry-run leaves the output alone: leave out --overwrite and --retry-errors")
+            raise UserError("--dry-run leaves the output alone: leave out --overwrite and --retry-errors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,4 +165,4 @@ crop covers at least half of the image and is mirrored with probability 0.5."""
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.crops < 0:
-            raise ValueError(f"crops must not be negative, got {self.crops}")
+            raise UserError(f"crops must not be negative, got {self.crops}")

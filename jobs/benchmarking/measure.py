@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from captionlib.errors import UserError
 from captionlib.images.decode import ImageDecodeError
 from captionlib.images.decode_pixels import decode_pixels
 from captionlib.images.pixels import to_pixels
@@ -86,7 +87,7 @@ def sample_images(inputs: Sequence[str], count: int, seconds: float = LISTING_SE
     """List the inputs and draw `count` images at random (reservoir sampling, Vitter 1985, Algorithm R).
 
     Raises:
-        ValueError: an input does not exist, or there are no images.
+        UserError: an input does not exist, or there are no images.
     """
     generator = random.Random(0)
     drawn: list[ImageRef] = []
@@ -102,7 +103,7 @@ def sample_images(inputs: Sequence[str], count: int, seconds: float = LISTING_SE
             is_complete = False
             break
     if not drawn:
-        raise ValueError(f"there are no images in {' '.join(inputs)}")
+        raise UserError(f"there are no images in {' '.join(inputs)}")
     return InputSample(drawn, seen, time.monotonic() - started, is_complete)
 
 
@@ -127,7 +128,7 @@ def load(images: Sequence[ImageRef], preprocessing: Preprocessing) -> Loaded:
             loaded.pixels += [square for square in pixels if square is not None]
     loaded.num_failed = len(images) - len(loaded.pixels)
     if not loaded.pixels:
-        raise ValueError(f"none of {len(images)} images could be read: python -m jobs.caption reports the reasons")
+        raise UserError(f"none of {len(images)} images could be read: python -m jobs.caption reports the reasons")
     return loaded
 
 
@@ -198,7 +199,7 @@ def time_job(source: str, output: str, *flags: str) -> JobTimes:
     """Run `python -m jobs.caption` on this machine in a process of its own.
 
     Raises:
-        ValueError: it failed; the message is the end of its output.
+        UserError: it failed; the message is the end of its output.
     """
     from jobs.outputs.run_record import read_record
     from jobs.storage.folder import Folder
@@ -211,7 +212,7 @@ def time_job(source: str, output: str, *flags: str) -> JobTimes:
     seconds = time.monotonic() - started
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise ValueError(f"the caption job failed: {last}")
+        raise UserError(f"the caption job failed: {last}")
     run = read_record(Folder.of(output))["runs"][-1]
     return JobTimes(seconds, run["images_per_second"], run["start_up_seconds"], run)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 
 from captionlib.config import from_dict, to_dict
+from captionlib.errors import UserError
 
 T = TypeVar("T")
 # How --help reads: INPUT and OUTPUT by name, no --no-overwrite.
@@ -57,7 +58,7 @@ def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, A
     """Read settings by name from a YAML or TOML file. Names are those of the flags; `search` is a nested group.
 
     Raises:
-        ValueError: the file cannot be read, or contains an unknown setting.
+        UserError: the file cannot be read, or contains an unknown setting.
     """
     stored = _read_mapping(path)
     hints = typing.get_type_hints(cls)
@@ -80,7 +81,7 @@ def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, A
             values[name] = _checked(hints[name], value, f"{path}: {name}")
         else:
             known = sorted({*hints, *flat} - {*flat.values(), "config"})
-            raise ValueError(f"{path}: unknown setting {key!r}; known: {', '.join(known)}")
+            raise UserError(f"{path}: unknown setting {key!r}; known: {', '.join(known)}")
     for name, group in groups.items():
         given = to_dict(defaults[name]) if name in defaults else {}
         prefix = f"{path}: {name}." if name not in flat.values() else f"{path}: "
@@ -91,11 +92,11 @@ def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, A
 def _checked(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is Literal:
         if value not in typing.get_args(hint):
-            raise ValueError(f"{where}: expected one of {', '.join(typing.get_args(hint))}, got {value!r}")
+            raise UserError(f"{where}: expected one of {', '.join(typing.get_args(hint))}, got {value!r}")
         return value
     expected = list if typing.get_origin(hint) is tuple else hint
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
-        raise ValueError(f"{where}: expected {expected.__name__}, got {value!r}")
+        raise UserError(f"{where}: expected {expected.__name__}, got {value!r}")
     return tuple(value) if expected is list else value
 
 
@@ -113,11 +114,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"the settings file {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"the settings file {path} cannot be read: {error.strerror}") from error
     try:
         if path.suffix == ".toml":
             if sys.version_info < (3, 11):
-                raise ValueError("TOML needs Python 3.11 or newer: write it as YAML")
+                raise UserError("TOML needs Python 3.11 or newer: write it as YAML")
             import tomllib
 
             return tomllib.loads(text)
@@ -125,7 +126,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
         values = yaml.safe_load(text) or {}
     except Exception as error:  # each library has its own; all of them say where in the file
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected settings by name, got {type(values).__name__}")
+        raise UserError(f"{path}: expected settings by name, got {type(values).__name__}")
     return values

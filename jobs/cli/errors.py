@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from captionlib.errors import CaptionlibError
 
-class JobIncomplete(Exception):
+
+class JobIncomplete(CaptionlibError):
     """The job stopped before it was complete. The message states the reason and what to do."""

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from captionlib.errors import ImageError, UserError
 from jobs.cli.errors import JobIncomplete
 
 RESUME_HINT = "Finished work is kept; run the same command again to resume"
@@ -22,7 +23,7 @@ def run_command(prog: str, action: Callable[[], int]) -> int:
     before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
         return action()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (UserError, ImageError, OSError, ModuleNotFoundError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except JobIncomplete as error:

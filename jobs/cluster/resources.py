@@ -12,6 +12,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from captionlib.errors import UserError
+
 ACTORS_PER_MACHINE = 8
 """Largest number of actors per machine. An encoder's threads synchronise at every layer: on two CPUs, two actors of one
 thread are about a quarter faster than one of two. But each actor holds a copy of the model, so larger machines get
@@ -75,13 +77,13 @@ def plan(nodes: Sequence[Node], num_actors: int | None = None) -> Plan:
         num_actors: number requested by the user; None to use all resources.
 
     Raises:
-        ValueError: the job, or this number of actors, does not fit.
+        UserError: the job, or this number of actors, does not fit.
     """
     if num_actors is not None and num_actors < 1:
-        raise ValueError(f"num_actors must be at least 1, got {num_actors}")
+        raise UserError(f"num_actors must be at least 1, got {num_actors}")
     cpus = sum(node.cpus for node in nodes)
     if cpus < 2 * SMALLEST_TASK_CPUS:
-        raise ValueError(
+        raise UserError(
             f"the cluster has {cpus:g} CPUs for tasks, at least 1 is needed: half for the model, half for decoding. "
             "Give --num-cpus (and --num-gpus) to wait for further machines"
         )
@@ -94,7 +96,7 @@ def _with_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
     gpu_nodes = [node for node in nodes if node.gpus >= 1]
     num_gpus = sum(int(node.gpus) for node in gpu_nodes)
     if asked is not None and asked > num_gpus:
-        raise ValueError(f"{asked} actors were asked for, but the cluster has {num_gpus} GPUs: ask for at most that")
+        raise UserError(f"{asked} actors were asked for, but the cluster has {num_gpus} GPUs: ask for at most that")
     num_actors = asked or num_gpus
     # Feeding a GPU takes a CPU, but every machine must keep one for decoding.
     scarcest = min((node.cpus - 1) / int(node.gpus) for node in gpu_nodes)
@@ -102,7 +104,7 @@ def _with_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
     left = sum(node.cpus for node in nodes) - num_actors * actor_cpus
     decode_cpus = 1.0 if left >= 1 else SMALLEST_TASK_CPUS
     if left < SMALLEST_TASK_CPUS:
-        raise ValueError(
+        raise UserError(
             f"{num_actors} GPU actors take {num_actors * actor_cpus:g} CPUs and leave {left:g} for decoding: ask for "
             "fewer with --num-actors, or add CPUs"
         )
@@ -134,7 +136,7 @@ def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
             return Plan(num_actors, actor_cpus, 0, max(1, round(share)), decode_cpus, max(1, int(left / decode_cpus)))
         actor_cpus *= 0.9
     total = sum(node.cpus for node in usable)
-    raise ValueError(
+    raise UserError(
         f"{num_actors} actors do not fit into {total:g} CPUs with decoding beside them: ask for fewer with --num-actors"
     )
 

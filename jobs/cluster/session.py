@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+from captionlib.errors import CaptionlibError, UserError
 from jobs.cluster.autoscaling import autoscaler_status
 from jobs.cluster.resources import Node
 
@@ -28,7 +29,7 @@ STARTS = 3
 """Number of attempts to start Ray. Ray allows a machine 30 seconds, which a busy one may exceed."""
 
 
-class ClusterError(ConnectionError):
+class ClusterError(CaptionlibError, ConnectionError):
     """Ray is not available. The message states the reason and what to do."""
 
 
@@ -114,14 +115,14 @@ class RaySession:
         """Check that this machine has the requested GPUs; Ray would accept any number.
 
         Raises:
-            ValueError: it has fewer.
+            UserError: it has fewer.
         """
         if self.num_gpus:
             import torch
 
             found = torch.cuda.device_count()
             if found < self.num_gpus:
-                raise ValueError(f"--num-gpus {self.num_gpus}: this machine has {found} that PyTorch can use")
+                raise UserError(f"--num-gpus {self.num_gpus}: this machine has {found} that PyTorch can use")
 
     def _wait_for_machines(self) -> None:
         """Wait until the cluster has the requested CPUs and GPUs, and make it grow if it can.

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from captionlib.datasets import CaptionedImage, read_dataset
 from captionlib.datasets.files import read_json_object
+from captionlib.errors import UserError
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.storage.folder import Folder
 from jobs.storage.read import filesystem
@@ -62,7 +63,7 @@ def read_references(
     """Read a dataset's references. `path` is its folder or its captions file.
 
     Raises:
-        ValueError: as `captionlib.datasets.read_dataset`.
+        UserError: as `captionlib.datasets.read_dataset`.
     """
     is_table = kind in ("karpathy", "csv", "parquet")
     if not is_table and filesystem(path).isdir(path):
@@ -80,7 +81,7 @@ def read_captions(path: str, numbered: Callable[[], Mapping[int, str]]) -> Itera
         numbered: returns the image path of each image number in COCO results.
 
     Raises:
-        ValueError: the file has none of these formats, or lacks a column or key.
+        UserError: the file has none of these formats, or lacks a column or key.
     """
     fs = filesystem(path)
     if fs.isdir(path):
@@ -97,7 +98,7 @@ def coco_numbers(kind: str, path: str, references: Sequence[CaptionedImage]) -> 
     """Return the path of each COCO image by its number.
 
     Raises:
-        ValueError: the references are not from COCO.
+        UserError: the references are not from COCO.
     """
     if kind == "coco" and not filesystem(path).isdir(path):
         # The reader returns one record for each of these, in their order.
@@ -106,7 +107,7 @@ def coco_numbers(kind: str, path: str, references: Sequence[CaptionedImage]) -> 
     found = ((_COCO_NAME.fullmatch(posixpath.basename(record.path)), record.path) for record in references)
     names = {int(name[1]): path for name, path in found if name is not None}
     if not names:
-        raise ValueError(
+        raise UserError(
             "the captions name their images by number, as COCO does, but the references are not COCO's: give "
             "--kind coco with its captions file, or file names as image_id"
         )
@@ -117,13 +118,13 @@ def match(captions: Iterator[CaptionRow], references: Sequence[CaptionedImage], 
     """Match captions and references by image, in the order of the references.
 
     Raises:
-        ValueError: two images on one side have the same name, or nothing matches.
+        UserError: two images on one side have the same name, or nothing matches.
     """
     by_key: dict[str, CaptionedImage] = {}
     for record in references:
         other = by_key.setdefault(_key(record.path, how), record)
         if other is not record:
-            raise ValueError(_same_name("references", other.path, record.path))
+            raise UserError(_same_name("references", other.path, record.path))
     rows: dict[str, CaptionRow] = {}
     matched = Matched()
     example = None
@@ -133,7 +134,7 @@ def match(captions: Iterator[CaptionRow], references: Sequence[CaptionedImage], 
         if key not in by_key:
             matched.num_other_captions += 1
         elif rows.setdefault(key, row) is not row:
-            raise ValueError(_same_name("captions", rows[key].path, row.path))
+            raise UserError(_same_name("captions", rows[key].path, row.path))
     for key, record in by_key.items():
         row_found = rows.get(key)
         if row_found is None or row_found.caption is None:
@@ -141,9 +142,9 @@ def match(captions: Iterator[CaptionRow], references: Sequence[CaptionedImage], 
         else:
             matched.pairs[key] = Pair(row_found.path, record.path, row_found.caption, record.captions)
     if example is None:
-        raise ValueError("there are no captions to evaluate")
+        raise UserError("there are no captions to evaluate")
     if not rows:
-        raise ValueError(
+        raise UserError(
             "no image has both a caption and references: captions are of images such as "
             f"{example!r}, references of such as {references[0].path!r}. Choose another dataset or split, or "
             f"another --match than {how}"
@@ -173,7 +174,7 @@ def _parquet_folder(folder: Folder) -> Iterator[CaptionRow]:
         return
     names = [name for name in folder.names() if name.endswith(".parquet") and not name.startswith((".", "_"))]
     if not names:
-        raise ValueError(f"{folder.url}: no Parquet files; expected the caption job's output")
+        raise UserError(f"{folder.url}: no Parquet files; expected the caption job's output")
     for name in names:
         yield from _caption_columns(folder.read_with(name, pq.read_table), f"{folder.url}/{name}")
 
@@ -181,7 +182,7 @@ def _parquet_folder(folder: Folder) -> Iterator[CaptionRow]:
 def _caption_columns(table: pa.Table, where: str) -> Iterator[CaptionRow]:
     for column in ("path", "caption"):
         if column not in table.column_names:
-            raise ValueError(f"{where}: no column {column!r}, only {', '.join(table.column_names)}")
+            raise UserError(f"{where}: no column {column!r}, only {', '.join(table.column_names)}")
     for batch in table.select(["path", "caption"]).to_batches():
         yield from map(CaptionRow, batch["path"].to_pylist(), batch["caption"].to_pylist())
 
@@ -190,15 +191,15 @@ def _coco_results(path: str, data: bytes, numbered: Callable[[], Mapping[int, st
     try:
         results = json.loads(data)
     except ValueError as error:
-        raise ValueError(f"{path}: neither Parquet nor JSON ({error})") from None
+        raise UserError(f"{path}: neither Parquet nor JSON ({error})") from None
     if not isinstance(results, list):
-        raise ValueError(f"{path}: expected COCO's results form, a list of image_id and caption")
+        raise UserError(f"{path}: expected COCO's results form, a list of image_id and caption")
     names: Mapping[int, str] | None = None
     for position, result in enumerate(results):
         found = result if isinstance(result, dict) else {}
         image, caption = found.get("image_id"), found.get("caption")
         if not isinstance(image, (int, str)) or not isinstance(caption, str):
-            raise ValueError(f"{path}: entry {position} has no image_id or no caption: {str(result)[:80]}")
+            raise UserError(f"{path}: entry {position} has no image_id or no caption: {str(result)[:80]}")
         if isinstance(image, int):
             names = numbered() if names is None else names
             image = names.get(image, f"image {image}")

@@ -6,17 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from captionlib.images.decode import decode_image
-from captionlib.report import Card, Page, Section, thumbnail_jpeg, write_page
+from captionlib.report import Card, Page, Section, thumbnail_jpeg
 from captionlib.report.cards import THUMBNAIL_SIDE
 from jobs.storage.read import read_bytes
 
 NUM_EXTREMES = 10
 """Number of best and of worst images."""
-
-
-def write_evaluation(folder: str, page: Page) -> None:
-    """Write report.html to a folder or an fsspec URL."""
-    write_page(f"{folder}/report.html", page)
 
 
 def evaluation_page(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from captionlib.errors import UserError
 from jobs.storage.errors import with_retries
 from jobs.storage.read import filesystem, is_local
 
@@ -50,14 +51,14 @@ def list_files(text: str, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> Ite
         extensions: lower-case suffixes; `("",)` matches all files.
 
     Raises:
-        ValueError: the input does not exist, or permission to list it is denied.
+        UserError: the input does not exist, or permission to list it is denied.
     """
     try:
         yield from _list_input(text, extensions)
     except FileNotFoundError as error:
-        raise ValueError(f"the input {text} does not exist") from error
+        raise UserError(f"the input {text} does not exist") from error
     except PermissionError as error:
-        raise ValueError(f"the input {text} may not be listed: {error}") from error
+        raise UserError(f"the input {text} may not be listed: {error}") from error
 
 
 def _list_input(text: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from captionlib.errors import UserError
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.parquet import read_columns
 from jobs.storage.errors import InputFault
@@ -36,12 +37,12 @@ def list_table(
         root: folder or URL that relative paths start from; None for the table's own folder.
 
     Raises:
-        ValueError: there is no column of paths, or a row has no path; the message names the file and row.
+        UserError: there is no column of paths, or a row has no path; the message names the file and row.
     """
     root = root or path.rpartition("/")[0]
     for number, (text, values) in enumerate(_rows(path, columns, path_column), 1):
         if not isinstance(text, str) or not text:
-            raise ValueError(f"{path}: row {number} has no path")
+            raise UserError(f"{path}: row {number} has no path")
         yield ImageRef(resolve(text, root), columns=values)
 
 
@@ -103,7 +104,7 @@ def _path_column(path: str, schema: pa.Schema, wanted: str | None) -> str:
         if name in schema.names and (pa.types.is_string(schema.field(name).type) or _is_other_text(schema, name)):
             return name
     missing = f"no column {wanted}" if wanted is not None else "no column that is called as paths or URLs usually are"
-    raise ValueError(
+    raise UserError(
         f"{path} has {missing}; it has {', '.join(schema.names) or 'none'}: name the right one with --path-column"
     )
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
+from captionlib.errors import UserError
+
 InputFormat = Literal["auto", "images", "webdataset", "parquet", "manifest"]
 
 
@@ -39,9 +41,9 @@ and with the rest of the path after each slash. May be repeated."""
         names = [ours for ours, _ in self.carried]
         for name in names:
             if not name:
-                raise ValueError(f"--columns takes NAME or NEW=OLD, got {', '.join(self.columns)}")
+                raise UserError(f"--columns takes NAME or NEW=OLD, got {', '.join(self.columns)}")
             if names.count(name) > 1:
-                raise ValueError(f"--columns {name} is given twice")
+                raise UserError(f"--columns {name} is given twice")
 
     @property
     def carried(self) -> tuple[tuple[str, str], ...]:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from captionlib.errors import UserError
 from captionlib.images.decode import begins_as_image
 from jobs.inputs.listing import IMAGE_EXTENSIONS, ImageRef, list_files
 from jobs.inputs.manifests import TABLE_EXTENSIONS, list_table, table_schema
@@ -49,7 +50,7 @@ class Sources:
             known_shards: shards that are listed completely already and are skipped.
 
         Raises:
-            ValueError: an input does not exist, cannot be listed, or has another format than stated.
+            UserError: an input does not exist, cannot be listed, or has another format than stated.
             AccessDenied, TransportFault: the storage rejects the credentials or does not answer.
         """
         for text in self.inputs:
@@ -78,7 +79,7 @@ class Sources:
         """Return names and types of the copied columns.
 
         Raises:
-            ValueError: no input has one of the columns, or its type differs between inputs.
+            UserError: no input has one of the columns, or its type differs between inputs.
         """
         found: dict[str, pa.DataType] = {}
         for text in self.inputs if self.settings.columns else ():
@@ -86,10 +87,10 @@ class Sources:
             for ours, theirs in self.settings.carried:
                 kind = known.get(theirs) if known is not None else pa.string()
                 if kind is not None and found.setdefault(ours, kind) != kind:
-                    raise ValueError(f"the column {theirs} of {text} holds {kind}, that of another input {found[ours]}")
+                    raise UserError(f"the column {theirs} of {text} holds {kind}, that of another input {found[ours]}")
         for ours, theirs in self.settings.carried:
             if ours not in found:
-                raise ValueError(f"no input has a column {theirs}, which --columns asks for")
+                raise UserError(f"no input has a column {theirs}, which --columns asks for")
         return pa.schema([(ours, found[ours]) for ours, _ in self.settings.carried])
 
     def local_roots(self) -> tuple[str, ...]:
@@ -111,7 +112,7 @@ class Sources:
 
     def _list_input(self, text: str, known_shards: Collection[str], shards_at_once: int) -> Iterator[ImageRef]:
         if text.lower().endswith(COMPRESSED_TARS):
-            raise ValueError(f"{text} is compressed, so that nothing can be read from its middle: unpack it to a .tar")
+            raise UserError(f"{text} is compressed, so that nothing can be read from its middle: unpack it to a .tar")
         found = self._of_format(text, known_shards, 0 if is_local(text) else shards_at_once)
         return (item for item in _translating(found) if item.is_damaged_shard or self._is_wanted(item.path))
 

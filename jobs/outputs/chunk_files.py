@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from captionlib.errors import UserError
 from jobs.outputs.id_ranges import IdRange, cut, without_covered
 from jobs.storage.folder import TEMPORARY, Folder
 
@@ -51,12 +52,12 @@ class ChunkFiles:
         """Return the ranges of the files, ascending, without files that lie inside the range of a larger file.
 
         Raises:
-            ValueError: files overlap in a way that this project does not produce.
+            UserError: files overlap in a way that this project does not produce.
         """
         try:
             return without_covered(self._listed())[0]
         except ValueError as error:
-            raise ValueError(f"{self.folder.url}: {error}: move one of these files away") from error
+            raise UserError(f"{self.folder.url}: {error}: move one of these files away") from error
 
     def write(self, ids: IdRange, table: pa.Table) -> None:
         """Write the file of a range, replacing an existing one."""
@@ -92,13 +93,13 @@ class ChunkFiles:
         """Count the rows of each file without and with an error, from the footers of the files.
 
         Raises:
-            ValueError: the footer of a file contradicts its name.
+            UserError: the footer of a file contradicts its name.
         """
         ordered = list(ranges)
         counted = dict(zip(ordered, self._parallel(self._count_file, ordered), strict=True))
         for ids, counts in counted.items():
             if counts.total != ids.size:
-                raise ValueError(
+                raise UserError(
                     f"{self.folder.url}/{self._name(ids)} has {counts.total} rows, not {ids.size}: delete this "
                     "file and run the command again"
                 )

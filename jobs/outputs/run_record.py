@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import captionlib
+from captionlib.errors import UserError
 from jobs.storage.folder import Folder
 
 NAME = "run.json"
@@ -22,7 +23,7 @@ def read_record(folder: Folder) -> dict[str, Any]:
     """Read the record of an output; empty if there is none.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     try:
         text = folder.read(NAME)
@@ -31,7 +32,7 @@ def read_record(folder: Folder) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{folder.url}/{NAME} is damaged ({error}): delete it and run again") from error
+        raise UserError(f"{folder.url}/{NAME} is damaged ({error}): delete it and run again") from error
     return record
 
 

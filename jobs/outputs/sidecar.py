@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+from captionlib.errors import UserError
 from jobs.inputs.listing import ImageRef
 from jobs.storage.folder import Folder
 from jobs.storage.read import is_local
@@ -31,13 +32,13 @@ class Sidecar:
         """Pass the images through and check that a file can be written beside each.
 
         Raises:
-            ValueError: an image is not a file of its own.
+            UserError: an image is not a file of its own.
         """
         for image in listing:
             if image.shard is not None:
-                raise ValueError(f"--sidecar writes beside image files, but {image.path} is inside of another file")
+                raise UserError(f"--sidecar writes beside image files, but {image.path} is inside of another file")
             if not is_local(image.path) and not image.path.startswith(_WRITABLE):
-                raise ValueError(f"--sidecar cannot write beside {image.path}: leave it out, or copy the images")
+                raise UserError(f"--sidecar cannot write beside {image.path}: leave it out, or copy the images")
             yield image
 
     def write(self, captions: Iterable[tuple[str, str]]) -> None:

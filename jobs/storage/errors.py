@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from captionlib.errors import CaptionlibError, ImageError
+
 T = TypeVar("T")
 ATTEMPTS = 5
 FIRST_WAIT_SECONDS = 0.5
@@ -30,23 +32,19 @@ _BAD_CREDENTIALS = {
 }
 
 
-class InputFault(ValueError):
-    """The image itself cannot be read, and retrying cannot help. `kind` is a stable name for statistics."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-        self.message = message
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.message}"
+class InputFault(ImageError):
+    """The image itself cannot be read: it does not exist, permission is denied, or it is too large."""
 
 
-class TransportFault(OSError):
+class StorageError(CaptionlibError, OSError):
+    """A storage cannot be used at present. No image is at fault."""
+
+
+class TransportFault(StorageError):
     """The connection to the storage failed; the image is not at fault. Raised after the last retry."""
 
 
-class AccessDenied(OSError):
+class AccessDenied(StorageError):
     """The storage rejects the credentials. Retrying cannot help, and no image is at fault."""
 
 

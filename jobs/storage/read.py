@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
+from captionlib.errors import UserError
 from jobs.storage.errors import AccessDenied, InputFault, TransportFault, with_retries
 from jobs.storage.s3 import S3Objects
 
@@ -103,7 +104,10 @@ def filesystem(path: str) -> Any:
             if protocol in ("s3", "s3a"):
                 # A worker's threads share this instance; botocore's default is 10 connections.
                 options["config_kwargs"] = {"max_pool_connections": 64, "retries": {"mode": "standard"}}
-            _filesystems[protocol] = fsspec.filesystem(protocol, **options)
+            try:
+                _filesystems[protocol] = fsspec.filesystem(protocol, **options)
+            except (ValueError, ImportError) as error:  # unknown, or its package is not installed
+                raise UserError(f"{path} cannot be opened: {error}") from error
         return _filesystems[protocol]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from captionlib.checkpoints import Checkpoint, load_checkpoint, resolve_checkpoint
 from captionlib.config import EncoderConfig, ModelConfig, to_dict
 from captionlib.datasets import CaptionedImage, read_dataset, read_objects
+from captionlib.errors import UserError
 from captionlib.features.store import FeatureStore, open_features
 from captionlib.text import tokenize
 from captionlib.training.caption_filter import build_vocabulary, has_allowed_length, is_known
@@ -134,7 +135,7 @@ def prepare(settings: TrainSettings) -> Prepared:
     """Read captions and features or images, and match them.
 
     Raises:
-        ValueError: a file is missing or wrong, images have no features, or the views disagree.
+        UserError: a file is missing or wrong, images have no features, or the views disagree.
     """
     start = None if settings.start_from is None else _starting_point(settings, settings.start_from)
     origin = start
@@ -149,7 +150,7 @@ def prepare(settings: TrainSettings) -> Prepared:
             _check_views(store, open_features(url, encoder=stated), url)
         encoder, fingerprint = store.encoder, store.fingerprint
     if not settings.from_images and origin is not None and origin.model.encoder != encoder:
-        raise ValueError(
+        raise UserError(
             f"{settings.encoder_checkpoint} was trained with {origin.model.encoder.name} and {settings.source} is of "
             f"{encoder.name}: a decoder needs the encoder that it was trained with"
         )
@@ -201,7 +202,7 @@ def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
         differing = [
             f"decoder.{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in ours if ours[key] != theirs[key]
         ]
-        raise ValueError(f"{source} cannot be started from: {'; '.join(differing)}")
+        raise UserError(f"{source} cannot be started from: {'; '.join(differing)}")
     return checkpoint
 
 
@@ -215,9 +216,9 @@ def _encoder(settings: TrainSettings, origin: Checkpoint | None) -> EncoderConfi
     else:
         config, where = origin.model.encoder, settings.encoder_checkpoint
         if config.kind == "vectors":
-            raise ValueError(f"{where} was trained on ready-made features and has no encoder for images")
+            raise UserError(f"{where} was trained on ready-made features and has no encoder for images")
         if asked.name is not None and asked.name != config.name:
-            raise ValueError(f"{where} has the encoder {config.name}, and {asked.name} was asked for")
+            raise UserError(f"{where} has the encoder {config.name}, and {asked.name} was asked for")
         if asked.size is not None:
             config = resized(config, asked.size)
     build_encoder(config, pretrained=origin is None).freeze_before(asked.train_from)
@@ -227,16 +228,16 @@ def _encoder(settings: TrainSettings, origin: Checkpoint | None) -> EncoderConfi
 def _check_views(store: FeatureStore, other: FeatureStore, url: str) -> None:
     """Check that two views show the same images in the same order through the same encoder."""
     if other.fingerprint != store.fingerprint or other.encoder != store.encoder:
-        raise ValueError(f"{url} was made by another encoder ({other.encoder.name}) than the first features")
+        raise UserError(f"{url} was made by another encoder ({other.encoder.name}) than the first features")
     if [os.path.basename(p) for p in other.paths] != [os.path.basename(p) for p in store.paths]:
-        raise ValueError(f"{url} does not contain the same images as the first features")
+        raise UserError(f"{url} does not contain the same images as the first features")
 
 
 def _check_features(store: FeatureStore, paths: Sequence[str], split: str, source: str) -> None:
     try:
         store.positions(paths)
     except ValueError as error:
-        raise ValueError(f"the split {split!r}, in {source}: {error}; extract the features of all images") from error
+        raise UserError(f"the split {split!r}, in {source}: {error}; extract the features of all images") from error
 
 
 def _check_images(paths: Sequence[str], split: str) -> None:
@@ -249,7 +250,7 @@ def _check_images(paths: Sequence[str], split: str) -> None:
         there = set(Folder.of(folder).names())
         missing += [f"{folder}/{name}" for name in names if name not in there]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of {len(paths)} images of the split {split!r} do not exist, among them "
             f"{', '.join(missing[:3])}: give the folder of the images as the first argument"
         )
@@ -259,7 +260,7 @@ def _check_shares(settings: TrainSettings, num_images: int, split: str) -> None:
     """Check that every worker gets at least one image per step."""
     smallest = num_images // -(-num_images // settings.training.images_per_step)
     if smallest < settings.num_workers:
-        raise ValueError(
+        raise UserError(
             f"the split {split!r} has {num_images} images, and steps of {smallest} images are too few for "
             f"{settings.num_workers} workers: lower --num-workers, or raise --training.images-per-step"
         )
@@ -276,7 +277,7 @@ def _read_split(settings: TrainSettings, name: str) -> Split:
         images_root=settings.source if settings.from_images else None,
     )
     if not images:
-        raise ValueError(f"the split {name!r} of {data.root or data.captions_file} contains no images")
+        raise UserError(f"the split {name!r} of {data.root or data.captions_file} contains no images")
     learnt = [_tokens(image) for image in images]
     return Split(
         paths=[image.path for image in images],
@@ -293,13 +294,13 @@ def _tokens(image: CaptionedImage) -> list[tuple[Sequence[str], float]]:
     tokens = [(tokenize(caption), weight) for caption, weight in zip(image.captions, weights, strict=True)]
     worded = [(words, weight) for words, weight in tokens if words]
     if not worded:
-        raise ValueError(f"no caption of {image.path} contains a word: {image.captions[:2]}")
+        raise UserError(f"no caption of {image.path} contains a word: {image.captions[:2]}")
     return worded
 
 
 def _some_left(split: Split) -> Split:
     if not split.paths:
-        raise ValueError("no caption passes the filter (--training.filter): relax it")
+        raise UserError("no caption passes the filter (--training.filter): relax it")
     return split
 
 
@@ -316,5 +317,5 @@ def _objects(settings: TrainSettings, train: Split) -> ObjectLabels | None:
         return None
     labels = ObjectLabels.of(train.names, read_objects(path))
     if not labels.num_labelled:
-        raise ValueError(f"{path} names none of the training images: its keys should be file names")
+        raise UserError(f"{path} names none of the training images: its keys should be file names")
     return labels

@@ -12,6 +12,7 @@ from captionlib.captioners.from_features import Captioner
 from captionlib.checkpoints import CONFIG, save_checkpoint, weights_fingerprint
 from captionlib.config import to_dict
 from captionlib.decoders import build_decoder
+from captionlib.errors import UserError
 from captionlib.training.encoder_decoder import EncoderDecoder
 from jobs.storage.folder import Folder
 from jobs.training.checkpoint import SCORE, load
@@ -65,7 +66,7 @@ def find_encoder(prepared: Prepared) -> nn.Module | None:
     """Return the encoder that made the features; None for ready-made features, and if the encoder runs in training.
 
     Raises:
-        ValueError: the encoder is not available.
+        UserError: the encoder is not available.
     """
     # Ready-made vectors of an unknown encoder train a decoder for other such vectors, not for photos.
     if prepared.settings.from_images or prepared.encoder.kind == "vectors":
@@ -74,7 +75,7 @@ def find_encoder(prepared: Prepared) -> nn.Module | None:
     known = prepared.encoder_fingerprint
     if known is not None and weights_fingerprint(encoder) != known:
         where = prepared.settings.encoder_checkpoint or "the library"
-        raise ValueError(
+        raise UserError(
             f"the weights of {prepared.encoder.name} in {where} are not those that made {prepared.settings.source}: "
             "extract the features again with these, or name with --encoder.checkpoint the model that made them"
         )

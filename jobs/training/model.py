@@ -7,6 +7,7 @@ import torch
 from captionlib.checkpoints import load_weights
 from captionlib.decoders import Decoder, build_decoder
 from captionlib.encoders import Encoder, build_encoder
+from captionlib.errors import UserError
 from captionlib.training.encoder_decoder import EncoderDecoder
 from captionlib.training.objects import ObjectsHead
 from captionlib.vocabulary import BOS, EOS
@@ -41,21 +42,21 @@ def check_model(prepared: Prepared) -> None:
     """Check that the decoder supports the settings.
 
     Raises:
-        ValueError: it does not; the message names the setting.
+        UserError: it does not; the message names the setting.
     """
     settings = prepared.settings
     decoder = build_decoder(settings.decoder, prepared.encoder.feature_dim, len(prepared.vocabulary)).eval()
     limit = decoder.max_tokens
     for name, value in (("training", settings.training.max_tokens), ("search", settings.search.max_tokens)):
         if limit is not None and value + 1 > limit:
-            raise ValueError(
+            raise UserError(
                 f"--{name}.max-tokens {value} exceeds the {limit - 1} words that this decoder can represent: "
                 "lower it, or raise --decoder.max-tokens"
             )
     if settings.training.doubly_stochastic:
         features = torch.zeros(1, prepared.encoder.num_positions, prepared.encoder.feature_dim)
         if decoder(features, torch.tensor([[[BOS, EOS]]])).attention is None:
-            raise ValueError(
+            raise UserError(
                 f"--training.doubly-stochastic needs attention over the image, and {settings.decoder.kind} gives none: "
                 "set it to 0"
             )

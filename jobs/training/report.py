@@ -71,7 +71,7 @@ class RunReport:
             settings=to_dict(settings.training),
             sections=self._photos(history),
         )
-        self.folder.write("report.html", render_page(page).encode())
+        self.folder.write("report.html", render_page(page))
         try:
             self.folder.write("curves.png", curves_png(by_epoch, title=title))
         except ValueError as error:  # without matplotlib; the page has the same curves

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from captionlib.config import to_dict
+from captionlib.errors import UserError
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.tracebacks import FOLDER
 from jobs.cluster.session import RaySession
@@ -38,7 +39,7 @@ def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
         Whether the run is already finished.
 
     Raises:
-        ValueError: the settings differ, or the folder cannot be written.
+        UserError: the settings differ, or the folder cannot be written.
     """
     mine = {name: value for name, value in to_dict(settings).items() if name not in _MAY_DIFFER}
     mine["encoder"] = {name: value for name, value in mine["encoder"].items() if name != "checkpoint"}
@@ -50,7 +51,7 @@ def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
         if folder.exists(_SETTINGS_FILE):
             differing = differences(json.loads(folder.read(_SETTINGS_FILE)), mine)
             if differing:
-                raise ValueError(
+                raise UserError(
                     f"{settings.run} contains a run with other settings ({'; '.join(differing[:3])}): "
                     "train into another folder, or delete that one"
                 )
@@ -59,7 +60,7 @@ def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
         folder.write(_SETTINGS_FILE, json.dumps(mine, indent=2).encode())
         return False
     except OSError as error:
-        raise ValueError(f"the run's folder {settings.run} cannot be written: {error}") from error
+        raise UserError(f"the run's folder {settings.run} cannot be written: {error}") from error
 
 
 KEEP_FREED_MEMORY = {
@@ -95,7 +96,7 @@ def fit(settings: TrainSettings, prepared: Prepared, keep: Callable[[list[dict[s
 
     Raises:
         jobs.cluster.session.ClusterError: there is no cluster.
-        ValueError: the cluster lacks the resources.
+        UserError: the cluster lacks the resources.
         JobIncomplete: a worker reported wrong data or a non-finite loss, or workers failed too often.
     """
     with RaySession(settings.address) as session:
@@ -204,7 +205,7 @@ def _cpus_per_worker(settings: TrainSettings, node_cpus: list[float]) -> int:
     # A cluster that can grow may yet find room; one machine can't.
     wanted = settings.min_workers or settings.num_workers
     if settings.address is None and room < wanted:
-        raise ValueError(
+        raise UserError(
             f"{wanted} workers of {each} CPUs do not fit this machine's {sum(node_cpus):g} CPUs: "
             "lower --num-workers or --cpus-per-worker"
         )

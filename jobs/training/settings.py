@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from captionlib.config import DecoderConfig, SearchConfig
+from captionlib.errors import UserError
 from captionlib.training.settings import TrainingSettings
 from jobs.storage.folder import Folder
 
@@ -98,32 +99,30 @@ probabilities (see --training.teacher-share). On features, decoders trained on t
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, got {self.num_workers}")
+            raise UserError(f"num_workers must be at least 1, got {self.num_workers}")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
-            raise ValueError(
-                f"min_workers must be between 1 and num_workers {self.num_workers}, got {self.min_workers}"
-            )
+            raise UserError(f"min_workers must be between 1 and num_workers {self.num_workers}, got {self.min_workers}")
         if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
-            raise ValueError(f"cpus_per_worker must be at least 1, got {self.cpus_per_worker}")
+            raise UserError(f"cpus_per_worker must be at least 1, got {self.cpus_per_worker}")
         if self.checkpoint_minutes < 0:
-            raise ValueError(f"checkpoint_minutes must not be negative, got {self.checkpoint_minutes}")
+            raise UserError(f"checkpoint_minutes must not be negative, got {self.checkpoint_minutes}")
         if self.from_images and self.also_features:
-            raise ValueError("--also-features is for training on features: with --from-images, leave it out")
+            raise UserError("--also-features is for training on features: with --from-images, leave it out")
         if not self.from_images and (self.encoder.train_from is not None or not self.encoder.augment):
-            raise ValueError(
+            raise UserError(
                 "--encoder.train-from and --encoder.no-augment are for --from-images: stored features cannot be changed"
             )
         if (self.data.objects_file is None) != (self.training.objects_weight == 0):
-            raise ValueError("--data.objects-file and --training.objects-weight go together: give both or neither")
+            raise UserError("--data.objects-file and --training.objects-weight go together: give both or neither")
         if self.data.objects_file is not None and self.encoder.train_from is None:
-            raise ValueError("objects train the encoder: --data.objects-file needs --encoder.train-from")
+            raise UserError("objects train the encoder: --data.objects-file needs --encoder.train-from")
         if self.start_from is not None and self.encoder.checkpoint is not None:
-            raise ValueError("--start-from brings its own encoder: leave out --encoder.checkpoint")
+            raise UserError("--start-from brings its own encoder: leave out --encoder.checkpoint")
         if self.teachers and self.training.self_critical.weight:
-            raise ValueError("--teachers and --training.self-critical.weight cannot be combined: remove one of them")
+            raise UserError("--teachers and --training.self-critical.weight cannot be combined: remove one of them")
         unnamed = replace(self.encoder, checkpoint=None)
         if not self.from_images and self.encoder.name is None and unnamed != EncoderSettings():
-            raise ValueError("name the encoder that made the features with --encoder.name")
+            raise UserError("name the encoder that made the features with --encoder.name")
 
     @property
     def encoder_checkpoint(self) -> str | None:

@@ -10,6 +10,7 @@ from captionlib.checkpoints import Checkpoint, load_checkpoint, load_weights, re
 from captionlib.config import EncoderConfig
 from captionlib.decoders import Decoder, build_decoder
 from captionlib.encoders import Encoder, build_encoder
+from captionlib.errors import UserError
 from captionlib.training.distillation import Teachers
 from captionlib.training.encoder_decoder import EncoderDecoder
 from captionlib.vocabulary import Vocabulary
@@ -28,11 +29,11 @@ def load_teacher(
         from_pixels: whether both run on images, each with its own encoder.
 
     Raises:
-        ValueError: the teacher does not fit; the message states the difference.
+        UserError: the teacher does not fit; the message states the difference.
     """
     checkpoint = load_checkpoint(resolve_checkpoint(source))
     if checkpoint.vocabulary.words != vocabulary.words:
-        raise ValueError(
+        raise UserError(
             f"the teacher {source} has a vocabulary of {len(checkpoint.vocabulary):,} words, not the "
             f"{len(vocabulary):,} of this run: train it on the same captions, with the same --training.min-count"
         )
@@ -43,13 +44,13 @@ def load_teacher(
     else:
         fits = theirs == encoder
     if not fits:
-        raise ValueError(
+        raise UserError(
             f"the teacher {source} uses {theirs.name} at {theirs.preprocessing.size} pixels, and the student uses "
             f"{encoder.name} at {encoder.preprocessing.size}: "
             + ("they need the same size" if from_pixels else "they need the same features")
         )
     if fingerprint is not None and weights_fingerprint(_encoder(checkpoint, source)) != fingerprint:
-        raise ValueError(
+        raise UserError(
             f"the teacher {source} was trained on features of other weights of {encoder.name} than these: extract "
             f"the features with --model {source}"
         )
