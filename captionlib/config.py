@@ -160,6 +160,21 @@ class SearchConfig:
         if self.beam_width % self.diversity_groups:
             raise UserError(f"search.diversity_groups {self.diversity_groups} must divide beam_width {self.beam_width}")
 
+    def unused(self) -> tuple[str, ...]:
+        """Return the names of settings that have no effect on the captions of this method."""
+        beam = ("beam_width", "diversity_groups", "diversity_strength")
+        sampling = ("temperature", "top_k", "top_p", "seed")
+        if self.method == "beam":
+            return (*sampling, *(("diversity_strength",) if self.diversity_groups == 1 else ()))
+        # A single caption is not ranked; samples are, by their length-normalised log-probability.
+        ranking = ("length_penalty",) if self.num_captions == 1 else ()
+        return (*beam, *ranking, *(sampling if self.method == "greedy" else ()))
+
+    def effective(self) -> SearchConfig:
+        """Return the same search with unused settings at their defaults, so that equal searches compare equal."""
+        defaults: dict[str, Any] = {known.name: known.default for known in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: defaults[name] for name in self.unused()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

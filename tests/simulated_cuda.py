@@ -33,14 +33,14 @@ class Simulated(torch.Tensor):
             dtype=values.dtype,
             device=_CUDA,
         )
-        made.values_on_cpu = values
+        made.values_on_cpu = values  # type: ignore[attr-defined]
         return made
 
     def __init__(self, values):
         pass
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         return _run(func, args, kwargs or {})
 
     def numpy(self, *args, **kwargs):
@@ -49,7 +49,7 @@ class Simulated(torch.Tensor):
     __array__ = numpy
 
     def tolist(self):
-        return self.values_on_cpu.tolist()
+        return self.values_on_cpu.tolist()  # type: ignore[attr-defined]
 
 
 class Mode(TorchDispatchMode):
@@ -110,7 +110,7 @@ def _run(func, args, kwargs):
         on_cuda = isinstance(args[0], Simulated)
     if kwargs.get("pin_memory"):
         kwargs = {**kwargs, "pin_memory": False}
-    args, kwargs = tree_map(lambda t: t.values_on_cpu if isinstance(t, Simulated) else t, (args, kwargs))
+    args, kwargs = tree_map(lambda t: t.values_on_cpu if isinstance(t, Simulated) else t, (args, kwargs))  # type: ignore[attr-defined]
     if name == "_thnn_fused_lstm_cell":  # an operation that exists on CUDA only
         gates = args[0] + args[1] + (args[3] + args[4] if len(args) > 4 else 0)
         i, f, g, o = gates.chunk(4, 1)
@@ -118,7 +118,7 @@ def _run(func, args, kwargs):
         out = (o.sigmoid() * c.tanh(), c, gates)
     else:
         out = func(*args, **kwargs)
-    same = {id(t.values_on_cpu): t for t in here}
+    same = {id(t.values_on_cpu): t for t in here}  # type: ignore[attr-defined]
 
     def wrap(x):
         if not isinstance(x, torch.Tensor) or isinstance(x, Simulated):

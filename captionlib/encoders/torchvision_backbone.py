@@ -60,7 +60,7 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
         UserError: torchvision has no such classification network, its weights are for another size, or could
             not be fetched.
     """
-    from torchvision import models  # type: ignore[import-untyped]
+    from torchvision import models
 
     if name not in models.list_models(module=models):
         raise UserError(

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from captionlib.errors import UserError
 from captionlib.metrics import bleu, cider_d, rouge_l
 from captionlib.metrics.bleu import BleuStats
 from captionlib.metrics.cider_d import CiderDStats
@@ -83,7 +84,7 @@ class CaptionStats:
             ValueError: nothing was added, or an image twice.
         """
         if not self.keys:
-            raise ValueError("no captions to score")
+            raise UserError("no captions to score")
         cider_scores = self.cider_d.image_scores()
         images = {
             key: ImageScores(*bleu_stats.score(), rouge_stats.score(), cider)
@@ -123,7 +124,7 @@ def score_captions(hypotheses: Mapping[Any, str], references: Mapping[Any, Seque
             others would change the document frequencies, and with them CIDEr-D.
 
     Raises:
-        ValueError: the images differ, or one has no references.
+        UserError: the images differ, or one has no references.
     """
     check_same_images(hypotheses, references)
     stats = CaptionStats()
@@ -133,14 +134,14 @@ def score_captions(hypotheses: Mapping[Any, str], references: Mapping[Any, Seque
 
 
 def check_same_images(hypotheses: Mapping[Any, object], references: Mapping[Any, Sequence[object]]) -> None:
-    """Raises `ValueError` unless every caption has references and every image with references a caption."""
+    """Raises `UserError` unless every caption has references and every image with references a caption."""
     for what, keys in (
         ("captions have no references", [key for key in hypotheses if not references.get(key)]),
         ("images with references have no caption", [key for key in references if key not in hypotheses]),
     ):
         if keys:
             named = ", ".join(map(repr, keys[:3])) + (", …" if len(keys) > 3 else "")
-            raise ValueError(f"{len(keys)} {what}: {named}; score the same images in both")
+            raise UserError(f"{len(keys)} {what}: {named}; score the same images in both")
 
 
 def signature(num_references: Sequence[int]) -> str:

@@ -122,7 +122,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             import tomllib
 
             return tomllib.loads(text)
-        import yaml  # type: ignore[import-untyped]
+        import yaml
 
         values = yaml.safe_load(text) or {}
     except Exception as error:  # each library has its own; all of them say where in the file

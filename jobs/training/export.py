@@ -109,6 +109,8 @@ def _model_card(prepared: Prepared, training: dict[str, Any]) -> str:
     stage = settings.encoder.train_from
     weights = "ImageNet weights" if prepared.encoder_weights is None else "weights of another captioner"
     weights += f", trained from {stage} on" if stage else ", frozen"
+    has_choice = decoder.kind in ("lstm_attention", "lstm_adaptive")
+    attention = f"attention: {decoder.attention}, " if has_choice else ""
     shape = f"{encoder.num_positions} x {encoder.feature_dim}"
     return f"""# {encoder.name} + {decoder.kind}
 
@@ -117,7 +119,7 @@ Writes one English sentence about a photo.
 | | |
 | --- | --- |
 | encoder | {encoder.name}, {weights}; {encoder.features} features, {shape} |
-| decoder | {decoder.kind}, attention: {decoder.attention}, width {decoder.hidden_dim} |
+| decoder | {decoder.kind}, {attention}width {decoder.hidden_dim} |
 | vocabulary | {len(prepared.vocabulary):,} words (at least {settings.training.min_count} occurrences) |
 | trained on | {settings.data.kind}, {len(prepared.train.paths):,} images |
 | epochs | {len(history)}, the best by dev CIDEr-D is {training["best_epoch"]} |

@@ -50,7 +50,7 @@ def run(source: Path, output: Path, images_per_chunk: int | None) -> RunResult:
         folders=("captions",),
         identity={"model": "none"},
         preprocessing=Preprocessing(size=16),
-        factory=lambda plan: NoModel(),
+        factory=lambda plan: NoModel(),  # type: ignore[arg-type, return-value]
         compact=True,
     )
     settings = BatchSettings(

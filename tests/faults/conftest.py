@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .harness import NUM_PHOTOS, Output, Place, run_batch_job
+from .harness import NUM_PHOTOS, Output, Place, run_job
 from .inputs import make_checkpoint, upload_photos
 from .servers import OWNER, ObjectStore, object_store
 
@@ -56,7 +56,7 @@ def photos(store: ObjectStore) -> str:
 def undisturbed(store: ObjectStore, photos: str, model: Path, place: Place) -> list[dict[str, Any]]:
     """The rows of a run of which nothing was in the way."""
     output = Output(store.client(), "captions", "undisturbed")
-    code, log = run_batch_job(place, OWNER.env(store.url), photos, output.url, model, "--no-report", name="undisturbed")
+    code, log = run_job(place, OWNER.env(store.url), photos, output.url, model, "--no-report", name="undisturbed")
     assert code == 0, log
     rows = output.rows()
     captions = {row["caption"] for row in rows}

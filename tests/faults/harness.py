@@ -60,7 +60,7 @@ def start_job(
     return Session(command, env=place.env(env), log=place.folder / f"{name}.log", cwd=ROOT)
 
 
-def run_batch_job(
+def run_job(
     place: Place, env: Mapping[str, str], source: str, output: str, model: Path, *flags: str, name: str = "job"
 ) -> tuple[int, str]:
     """Run the job to its end: its exit code, and all that it printed."""

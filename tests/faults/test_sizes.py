@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from .cluster import cluster
-from .harness import PATIENCE, Place, run_batch_job, start_job
+from .harness import PATIENCE, Place, run_job, start_job
 from .inputs import photo
 from .processes import kill, wait_until
 
@@ -46,7 +46,7 @@ def test_killed_and_resumed(size: str, model: Path, place: Place, tmp_path: Path
         done = {path.name: path.stat().st_mtime_ns for path in chunks.glob("captions-*.parquet")}
         assert 0 < len(done) < NUM_PHOTOS / 20
         flags += ["--jsonl"]
-        code, log = run_batch_job(place, env, str(source), str(output), model, *flags, name=f"size-{size}-again")
+        code, log = run_job(place, env, str(source), str(output), model, *flags, name=f"size-{size}-again")
     assert code == 0, log
     print(f"\n{size}: {len(done)} of {NUM_PHOTOS // 20} chunks when it was killed; then {log.splitlines()[0]}")
     assert f"{NUM_PHOTOS - 20 * len(done)} images are processed" in log

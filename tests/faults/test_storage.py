@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from .harness import Output, Place, run_batch_job
+from .harness import Output, Place, run_job
 from .inputs import upload_photos
 from .servers import OWNER, READER, Keys, ObjectStore
 
@@ -50,7 +50,7 @@ def test_what_is_wrong_is_one_sentence(
     tmp_path: Path,
 ) -> None:
     output = output.replace("OUT", str(tmp_path / "out"))
-    code, log = run_batch_job(place, keys.env(store.url), source, output, model, name=tmp_path.name)
+    code, log = run_job(place, keys.env(store.url), source, output, model, name=tmp_path.name)
     assert code == 2, log
     assert says in log
     assert log.startswith("python -m jobs.caption: ")
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_one_sentence(
 
 def test_no_credentials(store: ObjectStore, few: str, model: Path, place: Place, tmp_path: Path) -> None:
     env = {"AWS_ENDPOINT_URL": store.url, "AWS_EC2_METADATA_DISABLED": "true"}
-    code, log = run_batch_job(place, env, few, str(tmp_path / "out"), model, name=tmp_path.name)
+    code, log = run_job(place, env, few, str(tmp_path / "out"), model, name=tmp_path.name)
     assert code == 2, log
     assert "credentials" in log
     assert "Traceback" not in log
@@ -76,7 +76,7 @@ def test_settings_in_the_home_folder(store: ObjectStore, few: str, model: Path, 
     )
     output = Output(store.client(), "captions", "profile")
     env = {"HOME": str(tmp_path / "home"), "AWS_PROFILE": "tests"}
-    code, log = run_batch_job(place, env, few, output.url, model, name=tmp_path.name)
+    code, log = run_job(place, env, few, output.url, model, name=tmp_path.name)
     assert code == 0, log
     assert len(output.rows()) == FEW
 
@@ -85,7 +85,7 @@ def test_a_public_bucket_without_credentials(
     store: ObjectStore, few: str, model: Path, place: Place, tmp_path: Path
 ) -> None:
     env = {"AWS_ENDPOINT_URL": store.url, "FSSPEC_S3_ANON": "true"}
-    code, log = run_batch_job(place, env, "s3://public/few", str(tmp_path / "out"), model, name=tmp_path.name)
+    code, log = run_job(place, env, "s3://public/few", str(tmp_path / "out"), model, name=tmp_path.name)
     assert code == 0, log
     assert pq.read_table(tmp_path / "out" / "captions").num_rows == FEW
 
@@ -94,7 +94,7 @@ def test_secrets_are_written_nowhere(store: ObjectStore, few: str, model: Path, 
     """Not in what is printed, not in the output, and not in Ray's own logs."""
     output = Output(store.client(), "captions", "secrets")
     mine = Place.make(tmp_path / "place")
-    code, log = run_batch_job(mine, OWNER.env(store.url), few, output.url, model, "--address", "local", name="secrets")
+    code, log = run_job(mine, OWNER.env(store.url), few, output.url, model, "--address", "local", name="secrets")
     assert code == 0, log
     written = {f"s3: {key}": output.read(key) for key in output.objects()}
     assert {"s3: run.json", "s3: report.html"} <= set(written)

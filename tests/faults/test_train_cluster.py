@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import arguments, newest_checkpoint, write_dataset
+
+from tests.tiny_training import arguments, newest_checkpoint, write_dataset
 
 from .cluster import Cluster, cluster
 from .harness import PATIENCE, ROOT, Place

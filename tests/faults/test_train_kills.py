@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import arguments, newest_checkpoint, write_dataset
+
+from tests.tiny_training import arguments, newest_checkpoint, write_dataset
 
 from .harness import PATIENCE, ROOT, Place
 from .processes import Session, wait_until

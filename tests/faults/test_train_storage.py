@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_training import SENTENCES, write_grid_features
 
 from captionlib.checkpoints import weights_fingerprint
 from captionlib.encoders import build_encoder, describe_encoder
+from tests.tiny_training import SENTENCES, write_grid_features
 
-from .harness import PATIENCE, ROOT, Output, Place, run_batch_job
+from .harness import PATIENCE, ROOT, Output, Place, run_job
 from .inputs import photo
 from .processes import Session, wait_until
 from .servers import OWNER, READER, ObjectStore
@@ -94,8 +94,14 @@ def test_train_in_a_bucket_and_caption_from_there(store: ObjectStore, features: 
     for number in range(NUM_PHOTOS):
         store.client().put_object(Bucket="photos", Key=f"five/{number}.jpg", Body=photo(number))
     captions = Output(store.client(), "captions", "from-bucket")
-    code, log = run_batch_job(
-        place, OWNER.env(store.url), "s3://photos/five", captions.url, f"{output.url}/best", "--no-report", name="from"
+    code, log = run_job(
+        place,
+        OWNER.env(store.url),
+        "s3://photos/five",
+        captions.url,
+        f"{output.url}/best",  # type: ignore[arg-type]
+        "--no-report",
+        name="from",
     )
     assert code == 0, log
     assert [row["error"] for row in captions.rows()] == [None] * NUM_PHOTOS

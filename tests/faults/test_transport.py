@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from .harness import PATIENCE, SEED, Output, Place, assert_same_captions, run_batch_job, start_job
+from .harness import PATIENCE, SEED, Output, Place, assert_same_captions, run_job, start_job
 from .inputs import upload_photos
 from .processes import Session, wait_until
 from .proxy import FaultProxy, Faults, fault_proxy
@@ -47,7 +47,7 @@ def test_a_bad_network(
     output = Output(store.client(), "captions", f"network-{name}")
     proxy.faults = faults
     began = time.monotonic()
-    code, log = run_batch_job(place, OWNER.env(proxy.url), photos, output.url, model, "--no-report", name=name)
+    code, log = run_job(place, OWNER.env(proxy.url), photos, output.url, model, "--no-report", name=name)
     seconds, num_requests = time.monotonic() - began, sum(proxy.requests.values())
     print(f"\n{name}: exit code {code} after {seconds:.0f} s, {num_requests:,} requests, {dict(proxy.done)}")
     assert code == 0, log
@@ -92,7 +92,7 @@ def test_the_store_stays_away(tmp_path: Path, model: Path, place: Place) -> None
         errors = {row["error"].partition(":")[0] for row in output.rows() if row["error"]}
         assert errors <= {"TruncatedImage", "EmptyFile"}, "a store that is away is no fault of an image"
         assert output.num_rows() < FEW
-        code, log = run_batch_job(
+        code, log = run_job(
             place, OWNER.env(store.url), "s3://photos/few", output.url, model, "--no-report", name="away-again"
         )
         assert code == 0, log
@@ -119,7 +119,7 @@ def test_only_the_input_goes_away(tmp_path: Path, model: Path, place: Place) -> 
         assert "Traceback" not in log
         assert '"state": "incomplete"' in (local / "run.json").read_text()
         proxy.faults = Faults()
-        code, log = run_batch_job(place, OWNER.env(proxy.url), "s3://photos/few", str(local), model, name="input-again")
+        code, log = run_job(place, OWNER.env(proxy.url), "s3://photos/few", str(local), model, name="input-again")
         assert code == 0, log
         assert sorted(pq.read_table(local / "captions").column("image_id").to_pylist()) == list(range(FEW))
         assert '"state": "complete"' in (local / "run.json").read_text()
@@ -128,7 +128,7 @@ def test_only_the_input_goes_away(tmp_path: Path, model: Path, place: Place) -> 
 
 def test_no_store_from_the_start(store: ObjectStore, model: Path, place: Place) -> None:
     env = OWNER.env("http://127.0.0.1:9")
-    code, log = run_batch_job(place, env, "s3://photos/few", "s3://captions/none", model, name="none")
+    code, log = run_job(place, env, "s3://photos/few", "s3://captions/none", model, name="none")
     assert code == 2, log
     assert "Traceback" not in log
     assert "http://127.0.0.1:9" in log

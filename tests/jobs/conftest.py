@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-PHOTOS = Path(__file__).parent.parent / "photos"
-
 
 @pytest.fixture(scope="session")
 def _ray_folder() -> Iterator[str]:

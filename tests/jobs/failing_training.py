@@ -46,7 +46,7 @@ def inject(faults: Mapping[str, str], folder: Path, times: int) -> None:
 
     from captionlib.training.learner import Learner
     from jobs.training.dev_evaluation import DevEvaluation
-    from jobs.training.worker import FeatureViews
+    from jobs.training.worker import FeatureViews  # type: ignore[attr-defined]
 
     places = {
         "data": (FeatureViews, "load"),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from jobs.batch.job import BatchJob, RunResult
 from jobs.batch.run import run_batch_job
 from jobs.batch.settings import BatchSettings, FaultSettings, WorkSettings
 from jobs.outputs import schemas
+
+PHOTOS = Path(__file__).parents[1] / "photos"
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,15 @@ class Stub:
         captions = [
             f"{i}: {' '.join(map(str, image[middle, middle]))}" for i, image in zip(image_ids, pixels, strict=True)
         ]
-        columns = {
+        columns: dict[str, list[Any]] = {
             "caption": captions,
             "log_prob": [-1.0] * len(captions),
             "num_tokens": [4] * len(captions),
             "captions": [[{"text": text, "log_prob": -1.0}] for text in captions],
             "error": [None] * len(captions),
         }
-        if self.factory.unanswered_id in image_ids:
-            place = list(image_ids).index(self.factory.unanswered_id)
+        if (unanswered := self.factory.unanswered_id) in image_ids and unanswered is not None:
+            place = list(image_ids).index(unanswered)
             for name, column in columns.items():
                 column[place] = "NotFinite: no answer" if name == "error" else None
         types = schemas.CAPTIONS

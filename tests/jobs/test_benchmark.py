@@ -66,7 +66,7 @@ def test_what_is_wrong_is_said(
 
 def test_a_sample_is_drawn_from_all_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = [ImageRef(f"{i}.jpg", 1) for i in range(1000)]
-    monkeypatch.setattr(measure.Sources, "list", lambda self: iter(listed))
+    monkeypatch.setattr(measure.Sources, "list", lambda self: iter(listed))  # type: ignore[attr-defined]
     found = measure.sample_images(["photos"], 100)
     assert (found.num_seen, found.is_complete, len(found.images)) == (1000, True, 100)
     numbers = sorted(int(image.path.partition(".")[0]) for image in found.images)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas
 import pyarrow.parquet as pq
 import pytest
-from conftest import PHOTOS
+from stubs import PHOTOS
 
 from captionlib.captioners.predictor import Predictor
 from captionlib.config import EncoderConfig, ModelConfig, to_dict

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from conftest import PHOTOS
+from stubs import PHOTOS
 
 from captionlib.captioners.predictor import Predictor
 from captionlib.checkpoints import load_checkpoint

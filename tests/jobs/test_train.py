@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_training import SENTENCES, write_grid_features
 
 from captionlib.captioners.predictor import Predictor
 from captionlib.checkpoints import load_checkpoint, weights_fingerprint
@@ -18,6 +17,7 @@ from captionlib.encoders import build_encoder, describe_encoder
 from jobs.cli.arguments import parse
 from jobs.train import main
 from jobs.training.settings import TrainSettings
+from tests.tiny_training import SENTENCES, write_grid_features
 
 NUM_TRAIN, NUM_DEV = 48, 6
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from uninstalled import copy_source, environment_variables, make_environment
-
 import captionlib
+from tests.uninstalled import copy_source, environment_variables, make_environment
 
 PHOTOS = Path(__file__).parent.parent / "photos"
 

@@ -122,7 +122,7 @@ def test_torchvision(name: str, size: int, grid_node: str, pooled_node: str | No
         expected["grid"] = grid[:, 1:] if grid.dim() == 3 else grid.flatten(2).transpose(1, 2)
         expected.setdefault("pooled", expected["grid"].mean(dim=1))
         for kind in ("grid", "pooled", "logits"):
-            encoder = build_encoder(replace(config, features=kind))  # type: ignore[arg-type]
+            encoder = build_encoder(replace(config, features=kind))
             missing, _ = encoder.backbone.load_state_dict(network.state_dict(), strict=False)
             assert missing == []  # all have the names that torchvision gave them
             found = encoder(images)
@@ -134,7 +134,7 @@ def test_torchvision(name: str, size: int, grid_node: str, pooled_node: str | No
 
 def build_network(name: str, config: EncoderConfig) -> nn.Module:
     """The network as torchvision builds it."""
-    options: dict[str, Any] = {
+    options: dict[str, Any] = {  # type: ignore[assignment]
         "vit_b_32": {"image_size": config.preprocessing.size},
         "inception_v3": {"init_weights": False, "aux_logits": False},
         "googlenet": {"init_weights": False, "aux_logits": False},
@@ -207,7 +207,7 @@ def test_openvino_is_pytorch(kind: FeatureKind) -> None:
             fingerprint=weights_fingerprint(encoder),
             device=torch.device("cpu"),
             num_threads=1,
-            kind=engine,  # type: ignore[arg-type]
+            kind=engine,
         )(pixels)
         for engine in ("openvino", "torch")
     )
@@ -230,7 +230,7 @@ def test_both_engines_caption_alike(tmp_path: Path) -> None:
         ModelConfig(encoder=encoder_config, decoder=decoder_config),
         vocabulary,
     )
-    fast, eager = (Predictor.from_checkpoint(tmp_path, engine=engine) for engine in ("openvino", "torch"))  # type: ignore[arg-type]
+    fast, eager = (Predictor.from_checkpoint(tmp_path, engine=engine) for engine in ("openvino", "torch"))
     ours, theirs = fast.caption(PHOTOS), eager.caption(PHOTOS)
     assert [[c.text for c in captions] for captions in ours] == [[c.text for c in captions] for captions in theirs]
     assert len({captions[0].text for captions in ours}) > 1

@@ -100,7 +100,7 @@ def test_transformer_layer() -> None:
         (layer.feed_forward[0], reference.linear1),
         (layer.feed_forward[3], reference.linear2),
     ):
-        copy_linear(target, source.weight, source.bias)
+        copy_linear(target, source.weight, source.bias)  # type: ignore[arg-type]
     x, image = torch.randn(3, 6, WIDTH), torch.randn(3, 7, WIDTH)
     causal = nn.Transformer.generate_square_subsequent_mask(6)
     expected = reference(x, image, tgt_mask=causal, tgt_is_causal=True)

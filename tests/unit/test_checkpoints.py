@@ -111,7 +111,7 @@ def test_weights_are_float16_where_they_fit(saved: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_broken_weights_are_not_saved(tmp_path: Path, module: nn.Module, value: float) -> None:
-    module.decoder.linear.bias.data[1] = value  # type: ignore[index, union-attr]
+    module.decoder.linear.bias.data[1] = value  # type: ignore[operator, union-attr]
     with pytest.raises(ValueError, match=r"decoder\.linear\.bias are not finite"):
         save_checkpoint(tmp_path, module, MODEL, Vocabulary.build([["a"]]))
 
@@ -316,7 +316,9 @@ def test_a_remote_one_is_fetched_once(
     fetched: list[str] = []
     get_file = type(fs).get_file
     monkeypatch.setattr(
-        type(fs), "get_file", lambda self, path, *rest: (fetched.append(path), get_file(self, path, *rest))
+        type(fs),
+        "get_file",
+        lambda self, path, *rest: (fetched.append(path), get_file(self, path, *rest)),  # type: ignore[func-returns-value]
     )
     here = resolve_checkpoint(remote)
     assert load_checkpoint(here).fingerprint == checkpoint_fingerprint(saved)

@@ -122,3 +122,24 @@ def test_kinds_of_types() -> None:
 def test_messages_name_the_place(data: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_dict(Group, data, "file.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("search", "unused"),
+    [
+        (SearchConfig(method="greedy"), {"beam_width", "length_penalty", "temperature", "top_k", "top_p", "seed"}),
+        (SearchConfig(method="beam"), {"temperature", "top_k", "top_p", "seed", "diversity_strength"}),
+        (SearchConfig(method="beam", beam_width=4, diversity_groups=2), {"temperature", "top_k", "top_p", "seed"}),
+        (SearchConfig(method="sample", num_captions=5), {"beam_width"}),
+    ],
+)
+def test_what_a_search_does_not_use(search: SearchConfig, unused: set[str]) -> None:
+    assert set(search.unused()) - {"diversity_groups", "diversity_strength"} == unused - {"diversity_strength"}
+    assert ("diversity_strength" in search.unused()) == (search.diversity_groups == 1)
+
+
+def test_searches_that_differ_in_unused_settings_only_are_the_same() -> None:
+    greedy = SearchConfig(method="greedy", beam_width=8, length_penalty=0.65, no_repeat_ngram=2, seed=7)
+    assert greedy.effective() == SearchConfig(method="greedy", no_repeat_ngram=2)
+    beam = SearchConfig(method="beam", beam_width=8, length_penalty=0.65, temperature=0.5)
+    assert beam.effective() == SearchConfig(method="beam", beam_width=8, length_penalty=0.65)

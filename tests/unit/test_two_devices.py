@@ -29,7 +29,13 @@ SEARCHES = {
 def decoder_of(kind: str):
     torch.manual_seed(0)
     config = DecoderConfig(
-        kind=kind, hidden_dim=8, embedding_dim=8, attention_dim=8, projection_dim=8, num_heads=2, num_layers=1
+        kind=kind,  # type: ignore[arg-type]
+        hidden_dim=8,
+        embedding_dim=8,
+        attention_dim=8,
+        projection_dim=8,
+        num_heads=2,
+        num_layers=1,
     )
     return build_decoder(config, 6, 12).eval()
 

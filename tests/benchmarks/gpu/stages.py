@@ -52,15 +52,15 @@ def measure(predictor: Predictor, pixels: np.ndarray) -> dict[str, list[str]]:
     """Print all rates of a predictor; its captions by search."""
     n, captions = len(pixels), {}
     print(f"copy to pinned memory and device {rate(lambda: torch.from_numpy(pixels).pin_memory().cuda(), n):,.0f}")
-    print(f"engine, copy included {rate(lambda: predictor.engine(pixels), n):,.0f}")
-    features = predictor.engine(pixels)
+    print(f"engine, copy included {rate(lambda: predictor.engine(pixels), n):,.0f}")  # type: ignore[misc]
+    features = predictor.engine(pixels)  # type: ignore[misc]
     for name, search in (("greedy", GREEDY), ("beam 8", BEAM)):
-        alone = rate(lambda s=search: predictor._caption(features, s, None), n)
+        alone = rate(lambda s=search: predictor._caption(features, s, None), n)  # type: ignore[misc]
         print(f"search alone, {name} {alone:,.0f}")
         found = predictor.caption_pixels(pixels, search)
         words = statistics.mean(of_image[0].num_tokens for of_image in found)
         captions[name] = [of_image[0].text for of_image in found]
-        one = rate(lambda s=search: predictor.caption_pixels(pixels, s), n)
+        one = rate(lambda s=search: predictor.caption_pixels(pixels, s), n)  # type: ignore[misc]
         print(f"caption, 1 thread, {name} {one:,.0f} ({words:.1f} words)")
         for threads in (2, 3):
             with ThreadPoolExecutor(threads) as pool:
@@ -79,14 +79,14 @@ def main() -> None:
     given = parser.parse_args()
     n = given.images
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
-    captions = {}
+    captions = {}  # type: ignore[var-annotated]
     for kind in ("auto", "compiled"):
         started = time.perf_counter()
         predictor = Predictor.from_checkpoint(given.checkpoint, engine=kind)
         pixels = smooth_pictures(n, predictor.preprocessing.size)
-        predictor.engine(pixels)
+        predictor.engine(pixels)  # type: ignore[misc]
         torch.cuda.synchronize()
-        print(f"== {kind}: first batch after {time.perf_counter() - started:.1f} s, engine {predictor.engine.name}")
+        print(f"== {kind}: first batch after {time.perf_counter() - started:.1f} s, engine {predictor.engine.name}")  # type: ignore[union-attr]
         captions |= {(kind, name): texts for name, texts in measure(predictor, pixels).items()}
     for name in ("greedy", "beam 8"):
         a, b = captions["auto", name], captions["compiled", name]

@@ -12,7 +12,6 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
-from mutations import mutate, originals
 
 from captionlib.config import Preprocessing
 from captionlib.images.decode import ErrorKind
@@ -22,6 +21,7 @@ from jobs.inputs.sources import Sources
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.storage.folder import Folder
+from tests.mutations import mutate, originals
 
 PER_PART = 500
 SECONDS_PER_PART = 120

@@ -34,7 +34,7 @@ def contents(output):
 
 
 def test_an_output_of_the_same_making_is_gone_on_with(finished):
-    assert open_output(*finished, "stub", IDENTITY, overwrite=False)["state"] == "complete"
+    assert open_output(*finished, "stub", IDENTITY, overwrite=False)["state"] == "complete"  # type: ignore[arg-type, call-arg, misc]
 
 
 @pytest.mark.parametrize(
@@ -48,29 +48,29 @@ def test_an_output_of_the_same_making_is_gone_on_with(finished):
 def test_an_output_of_another_making_is_refused(finished, kind, identity, message):
     before = contents(finished[0])
     with pytest.raises(ValueError, match=message):
-        open_output(*finished, kind, identity, overwrite=False)
+        open_output(*finished, kind, identity, overwrite=False)  # type: ignore[call-arg, misc]
     assert contents(finished[0]) == before
 
 
 def test_another_jobs_output_is_not_overwritten(finished):
     with pytest.raises(ValueError, match="another job"):
-        open_output(*finished, "other", IDENTITY, overwrite=True)
+        open_output(*finished, "other", IDENTITY, overwrite=True)  # type: ignore[arg-type, call-arg, misc]
 
 
 def test_an_output_that_lost_its_manifest_or_its_record_is_refused(finished):
     output, _ = finished
     (output / "manifest").delete("manifest-000000000000-000000000001.parquet")
     with pytest.raises(ValueError, match="rows up to image 1, but its manifest knows 0"):
-        open_output(*finished, "stub", IDENTITY, overwrite=False)
+        open_output(*finished, "stub", IDENTITY, overwrite=False)  # type: ignore[arg-type, call-arg, misc]
     output.delete("run.json")
     with pytest.raises(ValueError, match=r"no run\.json"):
-        open_output(*finished, "stub", IDENTITY, overwrite=False)
+        open_output(*finished, "stub", IDENTITY, overwrite=False)  # type: ignore[arg-type, call-arg, misc]
 
 
 def test_a_damaged_record_is_said(finished):
     finished[0].write("run.json", b"{")
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
-        open_output(*finished, "stub", IDENTITY, overwrite=False)
+        open_output(*finished, "stub", IDENTITY, overwrite=False)  # type: ignore[arg-type, call-arg, misc]
 
 
 def test_overwrite_deletes_what_is_ours_and_nothing_else(finished):

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pandas
 import pytest
-from conftest import PHOTOS
 from flaky import flaky_server
-from stubs import StubFactory, run_stub
+from stubs import PHOTOS, StubFactory, run_stub
 
 from jobs.cli.errors import JobIncomplete
 

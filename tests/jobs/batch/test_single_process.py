@@ -19,7 +19,7 @@ from jobs.cli.errors import JobIncomplete
 @pytest.fixture(autouse=True)
 def _no_ray_here(monkeypatch):
     monkeypatch.setattr(single_process, "_ray_is_here", lambda: False)
-    monkeypatch.setattr(single_process.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(single_process.glob, "glob", lambda pattern: [])  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,10 @@ def test_a_machine_with_gpus_and_a_ray_that_is_there_are_used(monkeypatch):
     monkeypatch.setattr(single_process, "_ray_is_here", lambda: True)
     assert not single_process.is_small_job(1, WorkSettings())
     monkeypatch.setattr(single_process, "_ray_is_here", lambda: False)
-    monkeypatch.setattr(single_process.glob, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setattr(single_process.glob, "glob", lambda pattern: ["/dev/nvidia0"])  # type: ignore[attr-defined]
     assert single_process.is_small_job(single_process.SMALL_GPU_JOB_IMAGES, WorkSettings())
     assert not single_process.is_small_job(single_process.SMALL_GPU_JOB_IMAGES + 1, WorkSettings())
-    monkeypatch.setattr(single_process.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
+    monkeypatch.setattr(single_process.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])  # type: ignore[attr-defined]
     assert not single_process.is_small_job(1, WorkSettings())
 
 

@@ -35,7 +35,7 @@ def test_a_gpu_works_while_the_cpus_decode() -> None:
     ids=["encoder", "search", "decode", "fetch", "overhead", "no job", "GPU", "GPU that waits"],
 )
 def test_bottleneck(change: dict[str, float | None], step: str, reason: str) -> None:
-    found = bottleneck(dataclasses.replace(RATES, **change))
+    found = bottleneck(dataclasses.replace(RATES, **change))  # type: ignore[arg-type]
     assert (found.step, found.reason) == (step, reason)
     assert found.remedy
 

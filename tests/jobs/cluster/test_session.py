@@ -26,13 +26,13 @@ def cluster(monkeypatch):
     made = {"groups": [], "removed": [], "growth": "possible"}
 
     def placement_group(bundles):
-        made["groups"].append(Group(bundles, [False, False, True]))
+        made["groups"].append(Group(bundles, [False, False, True]))  # type: ignore[attr-defined]
         return made["groups"][-1]
 
     groups = importlib.import_module("ray.util.placement_group")  # its package has a function of this name
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr(groups, "placement_group", placement_group)
-    monkeypatch.setattr(groups, "remove_placement_group", made["removed"].append)
+    monkeypatch.setattr(groups, "remove_placement_group", made["removed"].append)  # type: ignore[attr-defined]
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
     monkeypatch.setattr(session, "autoscaler_status", lambda address: made["growth"])
     monkeypatch.setattr(session, "SECONDS_BETWEEN_NOTES", 0)
@@ -40,7 +40,7 @@ def cluster(monkeypatch):
 
 
 def test_a_cluster_grows_to_what_was_asked_for(cluster):
-    said = []
+    said = []  # type: ignore[var-annotated]
     RaySession("10.0.0.1:6379", num_cpus=3, num_gpus=2, say=said.append)._wait_for_machines()
     (group,) = cluster["groups"]
     assert group.bundles == [{"GPU": 1.0}, {"GPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}]
@@ -50,7 +50,7 @@ def test_a_cluster_grows_to_what_was_asked_for(cluster):
 
 def test_a_cluster_that_does_not_grow_is_waited_for_and_called_so(cluster):
     cluster["growth"] = "none"
-    said = []
+    said = []  # type: ignore[var-annotated]
     RaySession("10.0.0.1:6379", num_gpus=2, say=said.append)._wait_for_machines()
     assert said[0] == (
         "waiting for 2 GPUs (0 are there); the cluster has no autoscaler, so start them yourself, or stop the job"
@@ -144,7 +144,7 @@ def test_a_busy_machine_gets_another_chance(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", start)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    said = []
+    said = []  # type: ignore[var-annotated]
     with RaySession(say=said.append):
         pass
     assert len(starts) == session.STARTS

@@ -121,7 +121,7 @@ def test_shards_behind_a_url(tmp_path, make_images):
 def test_a_damaged_tar_is_one_row_more(tmp_path, make_images):
     make_tar(tmp_path / "a.tar", make_images(6))
     whole = (tmp_path / "a.tar").read_bytes()
-    header = list(sources(tmp_path / "a.tar").list())[3].offset - 512
+    header = list(sources(tmp_path / "a.tar").list())[3].offset - 512  # type: ignore[operator]
     for data in (whole[:header], whole[: header + 7], whole[: header + 600], whole[:header] + b"x" * 9_999):
         (tmp_path / "a.tar").write_bytes(data)
         found = list(sources(tmp_path / "a.tar").list())
@@ -225,7 +225,7 @@ def test_by_content(tmp_path, make_images):
     assert paths(sources(folder), folder) == ["0000.jpg"]
     assert paths(sources(folder, by_content=True), folder) == ["0000.jpg", "photo.dat", "scan"]
     with flaky_server(folder.parent) as server:
-        found = paths(sources(f"{server.url}/in/", by_content=True), server.url)
+        found = paths(sources(f"{server.url}/in/", by_content=True), server.url)  # type: ignore[arg-type]
     assert found == ["in/0000.jpg", "in/photo.dat", "in/scan"]
 
 

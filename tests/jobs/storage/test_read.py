@@ -81,7 +81,7 @@ class FromStore(PermissionError):
     def __init__(self, code):
         super().__init__(13, "denied")
         self.__cause__ = Exception()
-        self.__cause__.response = {"Error": {"Code": code}}
+        self.__cause__.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

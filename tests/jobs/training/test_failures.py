@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from failing_training import failing
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tiny_training import arguments, write_dataset
-
 from jobs.train import main
 from jobs.training import worker
 from jobs.training.failures import FailureLog, Position, from_exception
+from tests.tiny_training import arguments, write_dataset
 
 PHASES = ("data", "step", "dev evaluation", "checkpoint", "report")
 MIXED = dict(zip(PHASES, ("exception", "memory", "cuda memory", "killed", "exception"), strict=True))

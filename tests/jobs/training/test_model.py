@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_training import write_grid_features
 
 from captionlib.captioners.from_features import Captioner
 from captionlib.captioners.predictor import Predictor
@@ -26,6 +25,7 @@ from jobs.training.export import find_encoder
 from jobs.training.model import build_model
 from jobs.training.settings import DataSettings, EncoderSettings, TrainSettings
 from jobs.training.teachers import build_teachers
+from tests.tiny_training import write_grid_features
 
 
 def settings(images: Path, checkpoint: Path, encoder: EncoderSettings) -> TrainSettings:

@@ -67,7 +67,7 @@ def test_events_hold_the_numbers_at_their_step() -> None:
     from tensorboardX.proto.event_pb2 import Event
 
     data = tensorboard_events({"epoch": 2, "step": 20, "cider_d": 0.25, "dev_loss": 1.5})
-    found = {}
+    found = {}  # type: ignore[var-annotated]
     while data:  # a record: length (8 bytes), checksum (4), event, checksum (4)
         (length,) = struct.unpack("<Q", data[:8])
         event = Event.FromString(data[12 : 12 + length])

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny_training import SENTENCES
 
 from captionlib.captioners.predictor import Predictor
 from captionlib.encoders import build_encoder, describe_encoder
 from captionlib.images.pixels import normalize, to_pixels
 from jobs import caption
 from jobs.train import main
+from tests.tiny_training import SENTENCES
 
 pytestmark = pytest.mark.usefixtures("ray_of_two_cpus")
 

@@ -19,11 +19,11 @@ SMALL = DecoderConfig(
 )
 CONFIGS = {
     "lstm_init": replace(SMALL, kind="lstm_init"),
-    **{f"lstm_attention-{kind}": replace(SMALL, kind="lstm_attention", attention=kind) for kind in ATTENTION_KINDS},
+    **{f"lstm_attention-{kind}": replace(SMALL, kind="lstm_attention", attention=kind) for kind in ATTENTION_KINDS},  # type: ignore[arg-type]
     "lstm_attention-no-gate": replace(SMALL, gate=False, tie_weights=False),
     "lstm_attention-features-as-they-are": replace(SMALL, projection_dim=0),
     **{
-        f"lstm_adaptive-{kind}": replace(SMALL, kind="lstm_adaptive", attention=kind)
+        f"lstm_adaptive-{kind}": replace(SMALL, kind="lstm_adaptive", attention=kind)  # type: ignore[arg-type]
         for kind in ATTENTION_KINDS
         if kind != "multi_head"
     },

@@ -79,7 +79,7 @@ def test_word_by_word_equals_all_at_once(name: str) -> None:
         torch.testing.assert_close(attention, expected_attention, atol=1e-5, rtol=1e-5)
         # Each word looks once; some of lstm_adaptive's looks go to the sentinel.
         words = torch.tensor([[0 if c is None else len(c) + 1 for c in of_image] for of_image in CAPTIONS]).float()
-        total = attention.sum(dim=-1)
+        total = attention.sum(dim=-1)  # type: ignore[union-attr]
         assert (total <= words + 1e-4).all()
         if "adaptive" in name:
             assert (total[words > 0] < words[words > 0] - 1e-3).all()
@@ -212,8 +212,8 @@ def test_all_parameters_learn(name: str) -> None:
 def test_scheduled_sampling_reads_the_models_own_words(name: str) -> None:
     decoder = small_decoder(name)
     words = decoder.get_submodule("words")
-    words.embedding.weight.mul_(1000)  # so sure of its words that drawing them is no matter of chance
-    words.output_bias[PAD] = -1e9
+    words.embedding.weight.mul_(1000)  # type: ignore[operator, union-attr]  # so sure of its words that drawing them is no matter of chance
+    words.output_bias[PAD] = -1e9  # type: ignore[operator]
 
     def choices(images: Tensor, caption: list[int]) -> list[int]:
         line, _ = by_forward(decoder, images, pad([[caption]]))

@@ -53,7 +53,7 @@ def test_the_names_of_the_parameters_are_the_checkpoints() -> None:
 def test_the_three_outputs_belong_together() -> None:
     torch.manual_seed(0)
     encoders = {
-        kind: build_encoder(describe_encoder("efficientnet_lite", "efficientnet_lite0", kind, size=96))  # type: ignore[arg-type]
+        kind: build_encoder(describe_encoder("efficientnet_lite", "efficientnet_lite0", kind, size=96))
         for kind in ("grid", "pooled", "logits")
     }
     for encoder in encoders.values():

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import mutate, originals
 
 from captionlib.images.decode import ErrorKind, ImageDecodeError, decode_image
+from tests.mutations import mutate, originals
 
 KINDS = set(typing.get_args(ErrorKind))
 SECONDS_UNTIL_IT_HANGS = 60

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mutations import mutate, originals
 from PIL import Image
 
 from captionlib.config import Preprocessing
@@ -15,6 +14,7 @@ from captionlib.images.decode import MAX_PIXELS, ImageDecodeError, decode_image
 from captionlib.images.decode_pixels import decode_pixels
 from captionlib.images.pixels import to_pixels
 from captionlib.images.plain_jpegs import decode_plain_jpeg
+from tests.mutations import mutate, originals
 
 PHOTO = Image.open(Path(__file__).parents[2] / "photos" / "cat.jpg").convert("RGB")
 ORIENTATION = 0x0112
@@ -114,8 +114,11 @@ def test_damaged_files_end_as_with_pillow() -> None:
             outcome(decode_pixels, data, target_side=target_side),
         )
         # Pixels behind the damage may differ between two versions of libjpeg-turbo; size and kind of error may not.
-        assert (found if isinstance(found, str) else found[:3]) == (
-            expected if isinstance(expected, str) else expected[:3]
+        assert (
+            (found if isinstance(found, str) else found[:3])  # type: ignore[index]
+            == (
+                expected if isinstance(expected, str) else expected[:3]  # type: ignore[index]
+            )
         )
     assert fast > 20
 
@@ -140,7 +143,7 @@ def test_the_resize_is_that_of_pillow(shape: tuple[int, int]) -> None:
 
 def test_arrays_and_pictures_give_the_same_pixels() -> None:
     for square in ("squash", "center_crop", "pad"):
-        preprocessing = Preprocessing(size=96, square=square)  # type: ignore[arg-type]
+        preprocessing = Preprocessing(size=96, square=square)
         assert np.array_equal(to_pixels(PHOTO, preprocessing), to_pixels(np.asarray(PHOTO), preprocessing))
 
 

@@ -18,7 +18,7 @@ def test_without_java_both_are_left_out_with_the_reason(monkeypatch: pytest.Monk
 
 
 def test_without_the_package_both_are_left_out_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     assert "pip install 'captionlib[eval]'" in score_with_java(HYPOTHESES, REFERENCES).notes[0]
 
 

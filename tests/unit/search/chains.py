@@ -119,10 +119,10 @@ def simple_beam(chain: Chain, image: int, config: SearchConfig) -> list[tuple[fl
                     total = log_prob + gained
                     score = _score(total, len(words) + 1, config) - config.diversity_strength * taken.count(word)
                     longer = words if word == EOS else (*words, word)
-                    candidates.append((score, total, longer, word == EOS, word))
+                    candidates.append((score, total, longer, word == EOS, word))  # type: ignore[arg-type]
             candidates.sort(key=lambda item: -item[0])
             beams[group] = [(total, words, ended) for _, total, words, ended, _ in candidates[:size]]
-            taken += [word for *_, word in candidates[:size] if word is not None]
+            taken += [word for *_, word in candidates[:size] if word is not None]  # type: ignore[misc]
     best = {words: log_prob for beam in beams for log_prob, words, _ in beam}
     ranked = sorted(best, key=lambda words: -_score(best[words], len(words) + 1, config))
     return [(best[words], words) for words in ranked][: config.num_captions]

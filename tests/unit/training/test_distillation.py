@@ -57,7 +57,7 @@ def test_each_word_gets_the_mean_of_what_the_teachers_think_of_it(features: torc
 def test_a_student_that_only_listens_comes_to_think_like_its_teacher(features: torch.Tensor) -> None:
     student, teacher = make_decoder("lstm_attention", 1), make_decoder("lstm_attention", 2)
     with torch.no_grad():  # an opinion to learn: in the first words, the fifth of them
-        teacher.words.output_bias[4] = 3.0  # type: ignore[union-attr, operator, index]
+        teacher.words.output_bias[4] = 3.0  # type: ignore[operator, union-attr]
     tokens = pad_captions(CAPTIONS)
     settings = TrainingSettings(teacher_share=1.0, optimizer=OptimizerSettings(learning_rate=0.02, schedule="constant"))
     learner = Learner(student, student, settings, steps_per_epoch=150, teachers=Teachers([teacher]))

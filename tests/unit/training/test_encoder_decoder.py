@@ -64,7 +64,7 @@ def test_a_frozen_encoder_runs_once_for_the_captions_drawn_and_for_the_step_that
     Captioner(None, model.eval()).caption_features(shown, SearchConfig(method="greedy", max_tokens=3))
     model.train()(shown, TOKENS).logits.sum().backward()
     assert len(runs) == 1
-    assert all(p.grad is not None for p in model.decoder.project.parameters())
+    assert all(p.grad is not None for p in model.decoder.project.parameters())  # type: ignore[union-attr]
     model(pixels().flip(0), TOKENS)
     assert len(runs) == 2
 

@@ -56,17 +56,17 @@ def test_the_loss_falls_to_what_can_be_learnt_by_heart() -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(split_at: int) -> None:
     options = {"dropout": 0.3, "ema_decay": 0.9, "epochs": 2}
     steps = [batch for epoch in range(2) for batch in make_batches().epoch(epoch)]
-    whole = make_learner(**options)  # type: ignore[arg-type]
+    whole = make_learner(**options)
     torch.manual_seed(1)
     losses = [whole.step(batch) for batch in steps]
 
-    first = make_learner(**options)  # type: ignore[arg-type]
+    first = make_learner(**options)
     torch.manual_seed(1)
     for batch in steps[:split_at]:
         first.step(batch)
     state = copy.deepcopy(first.state_dict())
     torch.manual_seed(99)
-    second = make_learner(**options)  # type: ignore[arg-type]
+    second = make_learner(**options)
     second.load_state_dict(state)
     assert [second.step(batch) for batch in steps[split_at:]] == losses[split_at:]
     for name, value in weights(whole).items():
@@ -103,7 +103,7 @@ def test_gradients_of_two_workers_on_half_batches_equal_one_worker_on_the_whole(
         gradients.append({name: p.grad for name, p in worker.decoder.named_parameters()})
     for name, gradient in expected.items():
         assert gradient is not None, name
-        mean = (gradients[0][name] + gradients[1][name]) / 2  # what data-parallel training does with them
+        mean = (gradients[0][name] + gradients[1][name]) / 2  # type: ignore[operator]  # what data-parallel training does with them
         torch.testing.assert_close(mean, gradient, atol=1e-5, rtol=1e-5)
 
 
