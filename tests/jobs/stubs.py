@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from captionlib.config import Preprocessing
+from captionlib.images.transforms import EncoderSquare
 from jobs.batch.job import BatchJob, RunResult
 from jobs.batch.run import run_batch_job
 from jobs.batch.settings import BatchSettings, FaultSettings, WorkSettings
@@ -67,6 +68,7 @@ class Stub:
             "caption": captions,
             "log_prob": [-1.0] * len(captions),
             "num_tokens": [4] * len(captions),
+            "finish_reason": ["end"] * len(captions),
             "captions": [[{"text": text, "log_prob": -1.0}] for text in captions],
             "error": [None] * len(captions),
         }
@@ -96,7 +98,7 @@ def stub_job(factory: StubFactory = StubFactory(), **more) -> BatchJob:
         verb="captioned",
         folders=("captions",),
         identity={"schema_version": 1, "model": f"stub {factory.version}"},
-        preprocessing=Preprocessing(size=16),
+        transform=EncoderSquare(Preprocessing(size=16)),
         factory=lambda plan: factory,
         compact=True,
         **more,
