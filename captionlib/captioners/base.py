@@ -54,6 +54,8 @@ class CaptionFault:
         return f"{self.kind}: {self.message}"
 
 
+NOT_FINITE = CaptionFault("NotFinite", "the model's probabilities for this image are not numbers")
+
 Answer = list[Caption] | CaptionFault
 """An image's captions, best first, at least one; or why there are none."""
 

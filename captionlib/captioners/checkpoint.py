@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captionlib.captioners.base import ANY_MACHINE, Answer, CaptionFault, Needs
+from captionlib.captioners.base import ANY_MACHINE, NOT_FINITE, Answer, Needs
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.zoo import Kind
 from captionlib.config import EngineKind, SearchConfig, from_dict
@@ -24,7 +24,6 @@ from captionlib.images.transforms import EncoderSquare
 if TYPE_CHECKING:
     from captionlib.captioners.predictor import Predictor
 
-NOT_FINITE = CaptionFault("NotFinite", "the model's probabilities for this image are not numbers")
 NOUN = "a checkpoint of this project"
 _BATCH_SIZE = {"cpu": 32, "cuda": 512}
 _HUB_NAME = r"[\w.-]+/[\w.-]+"

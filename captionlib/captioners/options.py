@@ -16,7 +16,7 @@ Quantization = Literal["8bit", "4bit"]
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionerOptions:
-    """What can be said about a captioner beside its search. `None`, empty or `auto` is the model's own way."""
+    """What can be said about a captioner beside its search. What is not given is left to the model."""
 
     engine: EngineKind = "auto"
     """How the encoder of a checkpoint is run. On a CPU, `auto` is OpenVINO, in 8-bit integers (int8) where the

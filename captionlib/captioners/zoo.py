@@ -13,7 +13,7 @@ from captionlib.captioners.options import CaptionerOptions
 from captionlib.config import SearchConfig
 
 KINDS = {
-    "hf": "captionlib.captioners.hub",
+    "hf": "captionlib.captioners.hub.kind",
     "openai": "captionlib.captioners.openai_server",
 }
 """What `--model` begins with, before a colon, and the module of that kind. To add one, write a module with a `KIND`."""

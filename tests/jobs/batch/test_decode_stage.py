@@ -135,7 +135,7 @@ def test_only_failed_images_are_fetched_again(stages, make_images):
 
 def test_what_nobody_foresaw_puts_the_part_off(stages, make_images, monkeypatch):
     decode, work = stages(make_images(2))
-    monkeypatch.setattr("jobs.batch.decode_stage.to_pixels", lambda *_: 1 / 0)
+    monkeypatch.setattr("captionlib.images.transforms.to_pixels", lambda *_: 1 / 0)
     (receipt,) = work(decode(chunk(0, 1))).to_pylist()
     assert (receipt["status"], receipt["reason"]) == ("deferred", "ZeroDivisionError: division by zero")
     monkeypatch.undo()
