@@ -12,6 +12,10 @@ from captionlib.config import EngineKind
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["8bit", "4bit"]
+DEFAULT_PROMPT = "Describe this image in one sentence."
+"""Of models that are asked in words."""
+MAX_SIDE = 1024
+"""Default of `CaptionerOptions.max_side`, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)

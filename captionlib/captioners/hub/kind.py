@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from captionlib.captioners.base import Needs
 from captionlib.captioners.hub import source as sources
 from captionlib.captioners.hub.source import ModelSource
-from captionlib.captioners.options import CaptionerOptions
+from captionlib.captioners.options import MAX_SIDE, CaptionerOptions
 from captionlib.captioners.zoo import Kind, refuse
 from captionlib.config import SearchConfig
 from captionlib.images.transforms import ImageTransform, MaxSide
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from captionlib.captioners.hub.loaded import HubModel
 
 NOUN = "a model of the Hugging Face hub"
-MAX_SIDE = 1024
-"""Of images for models that take any resolution, by default."""
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 _UNKNOWN_GIB = 8.0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captionlib.captioners.hub.families.base import Family
+from captionlib.captioners.options import DEFAULT_PROMPT
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,7 +21,7 @@ class Chat(Family):
     """One turn: perhaps a system prompt, then the image and the prompt."""
 
     noun = "a chat model"
-    default_prompt = "Describe this image in one sentence."
+    default_prompt = DEFAULT_PROMPT
     takes_system_prompt = True
     max_tokens = 128
     cpu_batch_size = 4
