@@ -166,10 +166,10 @@ def check_checkpoint_visible(source: str) -> None:
     """Whether this machine, one of several, sees a checkpoint in a folder.
 
     Raises:
-        ValueError: it does not.
+        UserError: it does not.
     """
     if source != "default" and "://" not in source and not os.path.isdir(source):
-        raise ValueError(
+        raise UserError(
             f"the machine {socket.gethostname()} does not see {source}: the checkpoint must be in a folder that all "
             "machines share, or at a URL"
         )

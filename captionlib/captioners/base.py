@@ -16,16 +16,17 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from captionlib.config import SearchConfig
+from captionlib.errors import CaptionlibError
 from captionlib.images.transforms import ImageTransform
 
 FinishReason = Literal["end", "length"]
 
 
-class ServiceUnavailable(OSError):
+class ServiceUnavailable(CaptionlibError, OSError):
     """What the captioner needs cannot be reached for the moment; the images are not at fault, and can come again."""
 
 
-class ServiceRefused(OSError):
+class ServiceRefused(CaptionlibError, OSError):
     """What the captioner needs refuses the caller, whichever the image: a key is wrong, or a model is not there."""
 
 
@@ -137,5 +138,5 @@ class OpenCaptioner(Protocol):
             num_threads: threads on a CPU.
 
         Raises:
-            ValueError, OSError: the model is not to be had here; the message says what to do.
+            UserError, OSError: the model is not to be had here; the message says what to do.
         """

@@ -19,6 +19,7 @@ from captionlib.captioners.base import ANY_MACHINE, NOT_FINITE, Answer, Needs
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.zoo import Kind
 from captionlib.config import EngineKind, SearchConfig, from_dict
+from captionlib.errors import UserError
 from captionlib.images.transforms import EncoderSquare
 
 if TYPE_CHECKING:
@@ -120,12 +121,12 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
     check_checkpoint(directory)
     encoder = read_config(directory).model.encoder
     if encoder.kind == "vectors":
-        raise ValueError(
+        raise UserError(
             f"the checkpoint {model} was trained on ready-made features and has no encoder for images: "
             "give one that has"
         )
     if options.engine == "int8" and not (directory / INT8_ENCODER).is_file():
-        raise ValueError(
+        raise UserError(
             f"the checkpoint {model} has no encoder in 8-bit integers: make one that has with python -m jobs.quantize"
         )
     # Each machine finds the checkpoint by itself: at the same path, or at a URL.
@@ -146,7 +147,7 @@ def _check_kind(model: str) -> None:
     if model == "default" or "://" in model:
         return
     if not folder.exists() and re.fullmatch(_HUB_NAME, model):
-        raise ValueError(
+        raise UserError(
             f"no checkpoint at {model}: --model takes a folder or a URL with a checkpoint of this project; for a "
             f"model of the Hugging Face hub write hf:{model}, for one behind a server openai:{model} with --endpoint"
         )
@@ -155,7 +156,7 @@ def _check_kind(model: str) -> None:
     except (OSError, ValueError):
         return
     if isinstance(stored, dict) and "model_type" in stored and "format" not in stored:
-        raise ValueError(f"{model} is a model in the form of the Hugging Face hub: write hf:{model}")
+        raise UserError(f"{model} is a model in the form of the Hugging Face hub: write hf:{model}")
 
 
 KIND = Kind(

@@ -38,6 +38,7 @@ from captionlib.captioners.cleaning import clean
 from captionlib.captioners.options import DEFAULT_PROMPT, MAX_SIDE, CaptionerOptions
 from captionlib.captioners.zoo import Kind, refuse
 from captionlib.config import SearchConfig
+from captionlib.errors import UserError
 from captionlib.images.transforms import MaxSide
 
 if TYPE_CHECKING:
@@ -300,18 +301,18 @@ def _default_search(model: str, options: CaptionerOptions) -> SearchConfig:
 
 def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenServer:
     if not options.endpoint:
-        raise ValueError(
+        raise UserError(
             f"--model openai:{model} needs --endpoint, where a server speaks OpenAI's protocol, such as "
             "--endpoint http://host:8000/v1"
         )
     for url in options.endpoint:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"--endpoint {url} is no URL such as http://host:8000/v1")
+            raise UserError(f"--endpoint {url} is no URL such as http://host:8000/v1")
         if parts.username or parts.password or parts.query:
-            raise ValueError(f"--endpoint takes no key in its URL: put it into {KEY} in the environment")
+            raise UserError(f"--endpoint takes no key in its URL: put it into {KEY} in the environment")
     if search.method == "beam":
-        raise ValueError(f"--search.method beam is not to be had with {NOUN}: take greedy or sample")
+        raise UserError(f"--search.method beam is not to be had with {NOUN}: take greedy or sample")
     nothing = ("diversity_groups", "min_tokens", "no_repeat_ngram", "length_penalty", "top_k", "allow_unk")
     refuse(search, NOUN, **dict.fromkeys(nothing, _NO_SUCH_SETTING))
     return OpenServer(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from captionlib.config import EngineKind
+from captionlib.errors import UserError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["8bit", "4bit"]
@@ -58,11 +59,11 @@ for servers. Default: 1024."""
         for name in ("max_new_tokens", "max_side", "concurrency"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{flag(name)} must be at least 1, got {value}")
+                raise UserError(f"{flag(name)} must be at least 1, got {value}")
         if self.repetition_penalty is not None and self.repetition_penalty <= 0:
-            raise ValueError(f"--repetition-penalty must be positive, got {self.repetition_penalty}")
+            raise UserError(f"--repetition-penalty must be positive, got {self.repetition_penalty}")
         if self.prompt is not None and self.prompt_file is not None:
-            raise ValueError("--prompt and --prompt-file are two prompts: leave one out")
+            raise UserError("--prompt and --prompt-file are two prompts: leave one out")
 
     def given(self) -> list[str]:
         """Names of the settings that are not left to the model."""
@@ -75,26 +76,26 @@ for servers. Default: 1024."""
             noun: what the captioner is, such as `a checkpoint of this project`.
 
         Raises:
-            ValueError: a setting is given that is not among `honoured`.
+            UserError: a setting is given that is not among `honoured`.
         """
         for name in self.given():
             if name not in honoured:
-                raise ValueError(f"{flag(name)} means nothing to {noun}: leave it out")
+                raise UserError(f"{flag(name)} means nothing to {noun}: leave it out")
 
     def read_prompt(self) -> str | None:
         """The prompt, from wherever it is.
 
         Raises:
-            ValueError: its file cannot be read, or is empty.
+            UserError: its file cannot be read, or is empty.
         """
         if self.prompt_file is None:
             return self.prompt
         try:
             text = self.prompt_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"the prompt file {self.prompt_file} cannot be read: {error}") from error
+            raise UserError(f"the prompt file {self.prompt_file} cannot be read: {error}") from error
         if not text:
-            raise ValueError(f"the prompt file {self.prompt_file} is empty")
+            raise UserError(f"the prompt file {self.prompt_file} is empty")
         return text
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from captionlib.captioners.base import OpenCaptioner
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.config import SearchConfig
+from captionlib.errors import UserError
 
 KINDS = {
     "hf": "captionlib.captioners.hub.kind",
@@ -33,7 +34,7 @@ class Kind:
     default_search: Callable[[str, CaptionerOptions], SearchConfig]
     """The search that a model asks for. Never fails: what is wrong with the model is said when it is opened."""
     open: Callable[[str, SearchConfig, CaptionerOptions], OpenCaptioner]
-    """Look at a model without its weights. Raises ValueError where it is not to be had, or cannot do what is asked."""
+    """Look at a model without its weights. Raises UserError where it is not to be had, or cannot do what is asked."""
 
 
 def default_search(model: str, options: CaptionerOptions = NO_OPTIONS) -> SearchConfig:
@@ -54,7 +55,7 @@ def open_captioner(model: str, search: SearchConfig, options: CaptionerOptions =
             one that a server has; or a checkpoint of this project: a folder, a URL, or `default`.
 
     Raises:
-        ValueError: it is not to be had, or cannot do what is asked; the message says what to do.
+        UserError: it is not to be had, or cannot do what is asked; the message says what to do.
         ModuleNotFoundError: a package is not installed; the message names the extra.
     """
     kind, name = _find(model)
@@ -71,12 +72,12 @@ def refuse(search: SearchConfig, noun: str, **why: str) -> None:
         why: for settings of `SearchConfig` that it lacks, what is to be said about each.
 
     Raises:
-        ValueError: one of them is not as in a plain search.
+        UserError: one of them is not as in a plain search.
     """
     plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
     for name, reason in why.items():
         if getattr(search, name) != plain[name]:
-            raise ValueError(f"--search.{name.replace('_', '-')} is not to be had with {noun}: {reason}")
+            raise UserError(f"--search.{name.replace('_', '-')} is not to be had with {noun}: {reason}")
 
 
 def _find(model: str) -> tuple[Kind, str]:

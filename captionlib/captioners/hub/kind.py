@@ -13,6 +13,7 @@ from captionlib.captioners.hub.source import ModelSource
 from captionlib.captioners.options import MAX_SIDE, CaptionerOptions
 from captionlib.captioners.zoo import Kind, refuse
 from captionlib.config import SearchConfig
+from captionlib.errors import UserError
 from captionlib.images.transforms import ImageTransform, MaxSide
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _default_search(name: str, options: CaptionerOptions) -> SearchConfig:
         source = sources.find(name, options.revision, hash_files=False)
         folder = source.small_files()
         family = _family(source, folder, options)
-    except (ValueError, ModuleNotFoundError):
+    except (UserError, ModuleNotFoundError):
         return SearchConfig(method="greedy")
     own = sources.read_json(folder, "generation_config.json")
     width = _number(own.get("num_beams"), 1)
@@ -108,9 +109,9 @@ def _open(name: str, search: SearchConfig, options: CaptionerOptions) -> OpenHub
     )
     prompt = options.read_prompt()
     if prompt is not None and not family.takes_prompt:
-        raise ValueError(f"{source} is {family.noun}, which takes no prompt: leave out --prompt")
+        raise UserError(f"{source} is {family.noun}, which takes no prompt: leave out --prompt")
     if options.system_prompt is not None and not family.takes_system_prompt:
-        raise ValueError(f"{source} is {family.noun}, which takes no system prompt: leave out --system-prompt")
+        raise UserError(f"{source} is {family.noun}, which takes no system prompt: leave out --system-prompt")
     prompt = family.default_prompt if prompt is None else prompt
     family.check_prompt(prompt)
     options = dataclasses.replace(options, prompt_file=None, prompt=None)
@@ -125,7 +126,7 @@ def _open(name: str, search: SearchConfig, options: CaptionerOptions) -> OpenHub
 
 
 def _family(source: ModelSource, folder: Path, options: CaptionerOptions) -> Family:
-    """How such a model is asked. Raises ValueError where that is not known, or the model's own code is needed."""
+    """How such a model is asked. Raises UserError where that is not known, or the model's own code is needed."""
     from transformers import CONFIG_MAPPING
 
     from captionlib.captioners.hub.families import FAMILIES, family_of
@@ -138,13 +139,13 @@ def _family(source: ModelSource, folder: Path, options: CaptionerOptions) -> Fam
     family = family_of(kind, has_chat_template=has_template)
     if kind not in CONFIG_MAPPING and not options.trust_remote_code:
         if "auto_map" in config:
-            raise ValueError(
+            raise UserError(
                 f"{source} brings Python code of its own, which transformers does not know: read it, and if you trust "
                 "it give --trust-remote-code"
             )
-        raise ValueError(f"{source} is of the type {kind}, which this version of transformers does not know")
+        raise UserError(f"{source} is of the type {kind}, which this version of transformers does not know")
     if family is None:
-        raise ValueError(
+        raise UserError(
             f"{source} is of the type {kind}, which is not known to write captions: it has no chat template, and is "
             f"none of {', '.join(FAMILIES)}"
         )
@@ -161,12 +162,12 @@ def _transform(source: ModelSource, folder: Path, family: Family, options: Capti
         processor = family.load_processor(folder, trust_remote_code=options.trust_remote_code)
     except Exception as error:  # each processor has its own for a file that is missing or damaged
         first = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"the processor of {source} cannot be loaded: {type(error).__name__}: {first}") from error
+        raise UserError(f"the processor of {source} cannot be loaded: {type(error).__name__}: {first}") from error
     halves = take_apart(processor.image_processor)
     if halves is None:
         return MaxSide(options.max_side or MAX_SIDE)
     if options.max_side is not None:
-        raise ValueError(
+        raise UserError(
             f"{source} looks at squares of {halves.transform.side} pixels, whatever an image has: leave out --max-side"
         )
     return halves.transform

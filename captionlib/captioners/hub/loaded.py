@@ -23,6 +23,7 @@ from captionlib.captioners.hub.generation import Generated, generate
 from captionlib.captioners.hub.pixels import take_apart
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.config import SearchConfig
+from captionlib.errors import UserError
 
 logger = logging.getLogger(__name__)
 _MISSING_SHARE = 0.01
@@ -37,7 +38,7 @@ class HubModel:
         squares: whether images come as the squares of the model's processor, or in sizes of their own.
 
     Raises:
-        ValueError: the model cannot be loaded; the message says what to do.
+        UserError: the model cannot be loaded; the message says what to do.
     """
 
     overlaps = False
@@ -151,7 +152,7 @@ def load_model(folder: Path, family: Family, options: CaptionerOptions, device: 
     """The model in evaluation mode, on the device.
 
     Raises:
-        ValueError: it cannot be loaded; the message says what to do.
+        UserError: it cannot be loaded; the message says what to do.
     """
     dtype = options.dtype
     if dtype == "auto" and device.type == "cpu":
@@ -162,14 +163,12 @@ def load_model(folder: Path, family: Family, options: CaptionerOptions, device: 
     try:
         model, fit = family.load_model(folder, trust_remote_code=options.trust_remote_code, **settings)
     except Exception as error:  # each architecture has its own for files that are cut short or of another version
-        raise ValueError(
-            f"{folder} cannot be loaded as {family.noun}: {type(error).__name__}: {error}"[:500]
-        ) from error
+        raise UserError(f"{folder} cannot be loaded as {family.noun}: {type(error).__name__}: {error}"[:500]) from error
     missing = set(fit["missing_keys"]) | {name for name, *_ in fit.get("mismatched_keys", ())}
     sizes = {name: value.numel() for name, value in model.state_dict().items()}
     share = sum(sizes.get(name, 0) for name in missing) / max(1, sum(sizes.values()))
     if share > _MISSING_SHARE:
-        raise ValueError(
+        raise UserError(
             f"{folder} lacks {share:.0%} of the weights of {family.noun}, such as {min(missing)}: it is not a model "
             "that writes captions, or not all of it is there"
         )
@@ -188,7 +187,7 @@ def quieten_transformers() -> None:
 
 def _quantization(kind: str, device: torch.device) -> Any:
     if device.type != "cuda":
-        raise ValueError("--quantization needs a GPU with CUDA: leave it out on a CPU")
+        raise UserError("--quantization needs a GPU with CUDA: leave it out on a CPU")
     try:
         __import__("bitsandbytes")
     except ModuleNotFoundError as error:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captionlib.errors import UserError
+
 CONFIG = "config.json"
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 _WEIGHTS = ("*.safetensors", "*.bin")  # the first of these that a model has
@@ -22,7 +24,7 @@ _INSIDE_FOLDERS = "*/*"  # the same weights for other programs
 _INSTALL = "pip install 'captionlib[hub]'"
 
 
-class ModelNotFound(ValueError):
+class ModelNotFound(UserError):
     """A model's files are not to be had; the message says why, and what to do."""
 
 

@@ -45,7 +45,7 @@ class Family:
         return AutoProcessor.from_pretrained(folder, **settings)
 
     def check_prompt(self, prompt: str | None) -> None:
-        """Refuse a prompt that the model cannot answer. Raises ValueError."""
+        """Refuse a prompt that the model cannot answer. Raises UserError."""
 
     def encode(
         self, processor: Any, images: Sequence[Image], prompt: str | None, system_prompt: str | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from captionlib.captioners.hub.families.base import Family
+from captionlib.errors import UserError
 
 TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 """Those whose answer is a caption."""
@@ -20,7 +21,7 @@ class Florence2(Family):
     def check_prompt(self, prompt: str | None) -> None:
         """Only tasks whose answer is a caption."""
         if prompt not in TASKS:
-            raise ValueError(f"--prompt of Florence-2 is one of its tasks, {', '.join(TASKS)}; got {prompt!r}")
+            raise UserError(f"--prompt of Florence-2 is one of its tasks, {', '.join(TASKS)}; got {prompt!r}")
 
 
 FAMILY = Florence2()
