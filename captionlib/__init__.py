@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from captionlib.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from captionlib.captioners.predictor import Caption, Predictor
+    from captionlib.captioners.base import Caption
+    from captionlib.captioners.predictor import Predictor
     from captionlib.config import SearchConfig
     from captionlib.datasets import read_dataset
     from captionlib.metrics import score_captions
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Caption", "Predictor", "SearchConfig", "read_dataset", "score_captions"]
 
 _HOMES = {
-    "Caption": "captionlib.captioners.predictor",
+    "Caption": "captionlib.captioners.base",
     "Predictor": "captionlib.captioners.predictor",
     "SearchConfig": "captionlib.config",
     "read_dataset": "captionlib.datasets",

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,19 @@ def resolve_checkpoint(source: str | Path | None = None) -> Path:
     if source.startswith("file://"):
         return Path(source.removeprefix("file://"))
     return _fetch(source)
+
+
+def check_checkpoint_visible(source: str) -> None:
+    """Whether this machine, one of several, sees a checkpoint in a folder.
+
+    Raises:
+        UserError: it does not.
+    """
+    if source != "default" and "://" not in source and not os.path.isdir(source):
+        raise UserError(
+            f"the machine {socket.gethostname()} does not see {source}: the checkpoint must be in a folder that all "
+            "machines share, or at a URL"
+        )
 
 
 def _fetch(url: str) -> Path:

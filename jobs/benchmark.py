@@ -21,8 +21,9 @@ from tyro.conf import Positional, UseAppendAction
 
 from captionlib.config import EngineKind, SearchConfig, to_dict
 from captionlib.errors import UserError
+from jobs.batch.settings import default_search_of
 from jobs.benchmarking.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
-from jobs.cli.arguments import parse, peek
+from jobs.cli.arguments import parse
 
 if TYPE_CHECKING:
     from jobs.benchmarking.measure import InputSample, JobTimes, Loaded
@@ -85,11 +86,8 @@ class Measured:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0 measured, 2 invalid request, 130 interrupted."""
-    from jobs.caption import search_of
-
     arguments = list(sys.argv[1:] if argv is None else argv)
-    model = peek(arguments, "model") or "default"
-    defaults = {"search": search_of(model)}
+    defaults = {"search": default_search_of(arguments)}
     settings = parse(BenchmarkSettings, arguments, prog=PROG, description=__doc__ or "", defaults=defaults)
     from jobs.cli.exit_codes import run_command
 

@@ -13,14 +13,11 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import captionlib
-from captionlib.config import SearchConfig, from_dict, to_dict
-from captionlib.errors import UserError
-from jobs.batch.settings import CaptionSettings
-from jobs.cli.arguments import parse, peek
+from captionlib.config import to_dict
+from jobs.batch.settings import CaptionSettings, default_search_of
+from jobs.cli.arguments import parse
 from jobs.outputs import run_record, schemas
 
 PROG = "python -m jobs.caption"
@@ -29,13 +26,12 @@ PROG = "python -m jobs.caption"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0 complete, 1 incomplete, 2 invalid request, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    model = peek(arguments, "model") or "default"
     settings = parse(
         CaptionSettings,
         arguments,
         prog=PROG,
         description=__doc__ or "",
-        defaults={"search": search_of(model)},
+        defaults={"search": default_search_of(arguments)},
     )
     from jobs.cli.exit_codes import run_command
 
@@ -46,16 +42,10 @@ def caption(settings: CaptionSettings) -> int:
     """Caption every image that has no row yet; return the exit code.
 
     Raises:
-        UserError: the settings, the input, the output or the checkpoint are wrong.
+        UserError: the settings, the input, the output or the model are wrong.
         jobs.cli.errors.JobIncomplete: the job was started and is not complete.
     """
-    from captionlib.checkpoints import (
-        INT8_ENCODER,
-        check_checkpoint,
-        checkpoint_fingerprint,
-        read_config,
-        resolve_checkpoint,
-    )
+    from captionlib.captioners.zoo import open_captioner
     from jobs.batch.caption_model import CaptionFactory
     from jobs.batch.gallery import write_report
     from jobs.batch.job import BatchJob
@@ -65,50 +55,40 @@ def caption(settings: CaptionSettings) -> int:
     from jobs.outputs.export import FORMATS
     from jobs.outputs.sidecar import Sidecar
 
-    directory = resolve_checkpoint(settings.model)
-    check_checkpoint(directory)
-    encoder = read_config(directory).model.encoder
-    if encoder.kind == "vectors":
-        raise UserError(
-            f"the checkpoint {settings.model} was trained on ready-made features and has no encoder for images: "
-            "give one that has"
-        )
-    if settings.engine == "int8" and not (directory / INT8_ENCODER).is_file():
-        raise UserError(
-            f"the checkpoint {settings.model} has no encoder in 8-bit integers: make one that has with "
-            "python -m jobs.quantize"
-        )
-    fingerprint = checkpoint_fingerprint(directory)
-    search = to_dict(settings.search)
-    identity: dict[str, Any] = {"schema_version": schemas.SCHEMA_VERSION, "model": fingerprint, "search": search}
-    if settings.engine != "auto":
-        identity["engine"] = settings.engine
+    captioner = open_captioner(settings.model, settings.search, settings.captioner)
+    search = to_dict(captioner.search)
+    identity: dict[str, Any] = {
+        "schema_version": schemas.CAPTIONS_VERSION,
+        "model": captioner.fingerprint,
+        "search": search,
+        **captioner.settings,
+    }
     sidecar = None
     if settings.sidecar is not None:
         sidecar = Sidecar(settings.sidecar, settings.sidecar_prefix, settings.sidecar_suffix)
         # They come with the rows: an output some of whose images have one would be two outputs.
         identity["sidecar"] = dataclasses.asdict(sidecar)
     metadata = {
-        "schema_version": str(schemas.SCHEMA_VERSION),
-        "model": fingerprint,
+        "schema_version": str(schemas.CAPTIONS_VERSION),
+        "model": captioner.fingerprint,
+        "model_name": captioner.name,
         "search": json.dumps(search, sort_keys=True),
         "version": run_record.versions().get("captionlib", "unknown"),
     }
-    # Each machine finds the checkpoint by itself: at the same path, or at a URL.
-    is_elsewhere = settings.model == "default" or "://" in settings.model
-    source = settings.model if is_elsewhere else str(directory.resolve())
 
     def factory(plan: Plan) -> CaptionFactory:
-        batch_size = settings.work.batch_size or (512 if plan.actor_gpus else 32)
-        return CaptionFactory(source, settings.search, batch_size, plan.actor_threads, metadata, settings.engine)
+        return CaptionFactory(captioner, settings.work.batch_size, plan.actor_threads, metadata)
 
     job = BatchJob(
         kind="caption",
         verb="captioned",
         folders=("captions",),
         identity=identity,
-        preprocessing=encoder.preprocessing,
+        transform=captioner.transform,
         factory=factory,
+        needs=captioner.needs,
+        about={"model": captioner.name},
+        packages=captioner.packages,
         compact=True,
         sidecar=sidecar,
         formats=tuple(name for name in FORMATS if getattr(settings, name)),
@@ -127,27 +107,6 @@ def caption(settings: CaptionSettings) -> int:
         print(f"{PROG}: no image could be captioned; the column `error` says why", file=sys.stderr)
         return 1
     return 0
-
-
-def search_of(model: str) -> SearchConfig:
-    """Return the search settings of a checkpoint; the defaults if it cannot be read, which is reported later."""
-    if model == "default":
-        folder = Path(captionlib.__file__).parent / "pretrained" / "default"
-    elif "://" in model:
-        from captionlib.checkpoints import CheckpointError, resolve_checkpoint
-
-        try:
-            folder = resolve_checkpoint(model)
-        except CheckpointError:
-            return SearchConfig()
-    else:
-        folder = Path(model).expanduser()
-    # Without captionlib.checkpoints, which needs PyTorch: --help should not take seconds.
-    try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return from_dict(SearchConfig, stored["search"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return SearchConfig()
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def extract_features(settings: FeatureSettings) -> int:
         jobs.cli.errors.JobIncomplete: the job was started and is not complete.
     """
     from captionlib.checkpoints import weights_fingerprint
+    from captionlib.images.transforms import EncoderSquare
     from jobs.batch.feature_model import FeatureFactory, feature_folders, load_encoder
     from jobs.batch.job import BatchJob
     from jobs.batch.run import run_batch_job
@@ -52,7 +53,7 @@ def extract_features(settings: FeatureSettings) -> int:
     # Built here once: missing weights should be said now, and rows of different weights must not be mixed.
     fingerprint = weights_fingerprint(load_encoder(encoder, settings.model))
     identity = {
-        "schema_version": schemas.SCHEMA_VERSION,
+        "schema_version": schemas.FEATURES_VERSION,
         "features": "binary float16",  # lists of numbers in earlier versions: one output has one kind
         "encoder": to_dict(encoder),
         "weights": fingerprint,
@@ -60,7 +61,7 @@ def extract_features(settings: FeatureSettings) -> int:
         "crops": settings.crops,
     }
     metadata = {
-        "schema_version": str(schemas.SCHEMA_VERSION),
+        "schema_version": str(schemas.FEATURES_VERSION),
         "version": run_record.versions().get("captionlib", "unknown"),
     }
 
@@ -79,7 +80,7 @@ def extract_features(settings: FeatureSettings) -> int:
         verb="encoded",
         folders=feature_folders(flip=settings.flip, crops=settings.crops),
         identity=identity,
-        preprocessing=encoder.preprocessing,
+        transform=EncoderSquare(encoder.preprocessing),
         factory=factory,
         compact=False,  # a chunk's features are tens of megabytes already
     )

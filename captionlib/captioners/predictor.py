@@ -9,7 +9,6 @@ import contextlib
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captionlib.captioners.base import Caption
 from captionlib.captioners.from_features import Captioner
 from captionlib.checkpoints import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
 from captionlib.config import EngineKind, SearchConfig
@@ -33,17 +33,6 @@ from captionlib.text import detokenize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One caption of an image."""
-
-    text: str
-    log_prob: float
-    """Sum of the log-probabilities of the words and of the end of the caption, natural logarithm."""
-    num_tokens: int
-    """Number of words, without the end."""
 
 
 class Predictor:
@@ -197,11 +186,12 @@ class Predictor:
         # Two searches at once would only share the device's time. A second thread encodes its batch meanwhile.
         with self._one_search:
             found = self.captioner.caption_features(features.to(self.device), search or self.search, image_ids)
-        return [[self._read(hypothesis) for hypothesis in hypotheses] for hypotheses in found]
+        limit = (search or self.search).max_tokens
+        return [[self._read(hypothesis, limit) for hypothesis in hypotheses] for hypotheses in found]
 
-    def _read(self, hypothesis: Hypothesis) -> Caption:
+    def _read(self, hypothesis: Hypothesis, limit: int) -> Caption:
         words = self.vocabulary.decode(hypothesis.tokens)
-        return Caption(detokenize(words), hypothesis.log_prob, len(words))
+        return Caption(detokenize(words), hypothesis.log_prob, len(words), "length" if len(words) >= limit else "end")
 
     def _to_pixels(self, image: Image | str | os.PathLike[str] | bytes) -> np.ndarray:
         """uint8 (S, S, 3)."""

@@ -28,7 +28,7 @@ class Sampling:
     def __init__(self, config: SearchConfig, image_ids: Sequence[int], device: torch.device) -> None:
         self.config = config
         shape = (config.num_captions, config.max_tokens + 1)
-        streams = np.stack([_stream(config.seed, image_id).random(shape) for image_id in image_ids])
+        streams = np.stack([image_stream(config.seed, image_id).random(shape) for image_id in image_ids])
         self.uniform = to_device(torch.from_numpy(streams), device)  # (images, K, max_tokens + 1) float64 in [0, 1)
 
     def choose(self, log_probs: Tensor, rows: Rows, position: int) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -71,7 +71,7 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return torch.zeros_like(logits).scatter(-1, words, chances)
 
 
-def _stream(seed: int, image_id: int) -> np.random.Generator:
+def image_stream(seed: int, image_id: int) -> np.random.Generator:
     """Return the random numbers of an image, for any 64-bit seed and id, including negative ones."""
     key = [int(number) & 0xFFFF_FFFF_FFFF_FFFF for number in (seed, image_id)]
     return np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))

@@ -2,89 +2,78 @@
 
 from __future__ import annotations
 
-import math
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from captionlib.config import EngineKind, SearchConfig
-from captionlib.errors import UserError
+from captionlib.captioners.base import (
+    CaptionFault,
+    LoadedCaptioner,
+    OpenCaptioner,
+    ServiceRefused,
+    ServiceUnavailable,
+)
 from jobs.outputs import schemas
-from jobs.storage.read import is_local
-
-if TYPE_CHECKING:
-    from captionlib.captioners.predictor import Predictor
-
-
-NOT_FINITE = "NotFinite: the model's probabilities for this image are not numbers"
+from jobs.storage.errors import AccessDenied, TransportFault
 
 
 @dataclass(frozen=True)
 class CaptionFactory:
-    """Loads a checkpoint in an actor."""
+    """Loads a captioner in an actor."""
 
-    model: str
-    """Checkpoint as `captionlib.checkpoints.resolve_checkpoint` accepts it, valid on every machine."""
-    search: SearchConfig
-    batch_size: int
+    captioner: OpenCaptioner
+    batch_size: int | None
+    """Number of images that go through the model together; None for the captioner's own default."""
     threads: int
-    """Threads of the engine on a CPU."""
+    """Threads of the captioner on a CPU."""
     metadata: Mapping[str, str]
     """Metadata of every file that is written."""
-    engine: EngineKind = "auto"
 
     def schemas(self) -> Mapping[str, pa.Schema]:
         """Return the schema of the caption rows."""
         return {"captions": schemas.with_metadata(schemas.CAPTIONS, self.metadata)}
 
     def load(self) -> CaptionImages:
-        """Load the checkpoint."""
-        from captionlib.captioners.predictor import Predictor
-
-        _check_model_visible(self.model)
-        predictor = Predictor.from_checkpoint(self.model, num_threads=self.threads, engine=self.engine)
-        return CaptionImages(predictor, self.search, self.batch_size)
+        """Load the captioner on this machine."""
+        return CaptionImages(self.captioner.load(batch_size=self.batch_size, num_threads=self.threads))
 
 
 class CaptionImages:
-    """Captions pixels in batches of a fixed size."""
+    """Captions the images of a chunk."""
 
-    def __init__(self, predictor: Predictor, search: SearchConfig, batch_size: int) -> None:
-        self.predictor, self.search, self.batch_size = predictor, search, batch_size
-        self.overlaps = predictor.device.type == "cuda"
+    def __init__(self, captioner: LoadedCaptioner) -> None:
+        self.captioner = captioner
+        self.overlaps = captioner.overlaps
 
-    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
-        """Caption pixels, uint8 (B, S, S, 3), and return the columns of `schemas.CAPTIONS` that the model
-        determines.
+    def __call__(
+        self, pixels: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]
+    ) -> Mapping[str, Mapping[str, pa.Array]]:
+        """Caption images in the form of the captioner's transform, and return the columns of `schemas.CAPTIONS` that
+        the captioner determines.
+
+        Raises:
+            TransportFault: a server cannot be reached at the moment.
+            AccessDenied: a server rejects the credentials or does not have the model.
         """
-        found = []
-        for start in range(0, len(pixels), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            found += self.predictor.caption_pixels(pixels[batch], self.search, image_ids[batch])
-        assert len(found) == len(pixels), f"{len(found)} captions for {len(pixels)} images"
-        # NaN or -inf: the model's answer is no number, and its words mean nothing.
-        answered = [[c for c in hypotheses if math.isfinite(c.log_prob)] for hypotheses in found]
-        best = [hypotheses[0] if hypotheses else None for hypotheses in answered]
-        every = [[{"text": c.text, "log_prob": c.log_prob} for c in hypotheses] or None for hypotheses in answered]
+        try:
+            answers = self.captioner.caption_images(pixels, image_ids) if len(pixels) else []
+        except ServiceUnavailable as error:
+            raise TransportFault(str(error)) from error
+        except ServiceRefused as error:
+            raise AccessDenied(str(error)) from error
+        assert len(answers) == len(pixels), f"{len(answers)} answers for {len(pixels)} images"
+        found = [None if isinstance(answer, CaptionFault) else answer for answer in answers]
+        best = [captions and captions[0] for captions in found]
         columns: dict[str, list[Any]] = {
             "caption": [c and c.text for c in best],
             "log_prob": [c and c.log_prob for c in best],
             "num_tokens": [c and c.num_tokens for c in best],
-            "captions": every,
-            "error": [None if c else NOT_FINITE for c in best],
+            "finish_reason": [c and c.finish_reason for c in best],
+            "captions": [cs and [{"text": c.text, "log_prob": c.log_prob} for c in cs] for cs in found],
+            "error": [str(answer) if isinstance(answer, CaptionFault) else None for answer in answers],
         }
         types = schemas.CAPTIONS
         return {"captions": {k: pa.array(v, types.field(k).type) for k, v in columns.items()}}
-
-
-def _check_model_visible(model: str) -> None:
-    if model != "default" and is_local(model) and not os.path.isdir(model):
-        raise UserError(
-            f"the machine {socket.gethostname()} does not see {model}: the checkpoint must be in a folder that all "
-            "machines share, or at a URL"
-        )

@@ -1,6 +1,6 @@
 """Fetches and decodes the images of a chunk, in Ray's CPU tasks.
 
-Shapes: B images of a chunk, S side of the square input.
+Shapes: B images of a chunk.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from captionlib.images.decode import ImageDecodeError
-from captionlib.images.decode_pixels import decode_pixels
-from captionlib.images.pixels import to_pixels
+from captionlib.images.transforms import ImageTransform
 from jobs.batch.failures import unforeseen
 from jobs.batch.manifest import Manifest
 from jobs.inputs.listing import ImageRef
@@ -31,9 +30,6 @@ from jobs.outputs.id_ranges import IdRange
 from jobs.storage.errors import AccessDenied, InputFault, TransportFault
 from jobs.storage.folder import check_path_visible
 from jobs.storage.read import is_local
-
-if TYPE_CHECKING:
-    from captionlib.config import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +52,8 @@ class DecodeStage:
     manifest: Manifest
     outputs: ChunkFiles
     """Rows of earlier runs, to find the images with an error."""
-    preprocessing: Preprocessing
+    transform: ImageTransform
+    """Decodes the bytes of an image file into the pixels that the model needs."""
     threads: int
     """Number of images that are decoded concurrently."""
     local_roots: tuple[str, ...] = ()
@@ -102,17 +99,18 @@ class DecodeStage:
             list(facts),
         )
         pictures = [image.pixels for image in images if image.pixels is not None]
-        pixels = np.stack(pictures) if pictures else np.empty(0, np.uint8)  # (B, S, S, 3)
         row = {
             **chunk,
             "status": "ready",
-            "side": self.preprocessing.size,
+            "heights": [picture.shape[0] for picture in pictures],
+            "widths": [picture.shape[1] for picture in pictures],
+            "side": self.transform.side,
             "read_seconds": sum(image.read_seconds for image in images),
             "decode_seconds": sum(image.decode_seconds for image in images),
         }
         nested = {
             "images": pa.ListArray.from_arrays(pa.array([0, len(images)], pa.int32()), facts_of_each),
-            "pixels": _one_binary(pixels),
+            "pixels": _one_binary(pictures),
         }
         return pa.table(
             {
@@ -167,17 +165,18 @@ class DecodeStage:
         with decoding:
             started = time.monotonic()
             try:
-                decoded = decode_pixels(data, target_side=self.preprocessing.size)
-                pixels = to_pixels(decoded.pixels, self.preprocessing)
+                decoded = self.transform(data)
             except ImageDecodeError as fault:
                 return _Decoded(error=str(fault), read_seconds=read_seconds, decode_seconds=time.monotonic() - started)
-            return _Decoded(pixels, decoded.width, decoded.height, None, read_seconds, time.monotonic() - started)
+            return _Decoded(
+                decoded.pixels, decoded.width, decoded.height, None, read_seconds, time.monotonic() - started
+            )
 
 
 @dataclass(frozen=True)
 class _Decoded:
     pixels: np.ndarray | None = None
-    """uint8 (S, S, 3)."""
+    """HWC uint8."""
     width: int | None = None
     height: int | None = None
     error: str | None = None
@@ -191,8 +190,9 @@ def _deferred(chunk: Mapping[str, Any], why: Mapping[str, str]) -> pa.Table:
     return pa.Table.from_pylist([row], schema=schemas.DECODED)
 
 
-def _one_binary(values: np.ndarray) -> pa.Array:
-    """Build an array of one large_binary value without copying the bytes."""
+def _one_binary(pictures: list[np.ndarray]) -> pa.Array:
+    """Join arrays of uint8 into an array of one large_binary value."""
+    flat = [np.ravel(picture) for picture in pictures]
+    values = np.concatenate(flat) if flat else np.empty(0, np.uint8)
     offsets = np.array([0, values.nbytes], np.int64)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(values))]
-    return pa.Array.from_buffers(pa.large_binary(), 1, buffers)
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(values)])

@@ -16,7 +16,6 @@ from jobs.outputs import schemas
 if TYPE_CHECKING:
     from captionlib.encoders import Encoder
     from captionlib.engines.base import EncoderEngine
-from jobs.batch.caption_model import _check_model_visible
 
 _LARGEST_FLOAT16 = 65_504.0
 
@@ -84,8 +83,11 @@ class EncodeImages:
         self.engine, self.encoder, self.flip, self.crops, self.batch_size = engine, encoder, flip, crops, batch_size
         self.overlaps = isinstance(engine, CudaEngine)
 
-    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
+    def __call__(
+        self, pixels: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]
+    ) -> Mapping[str, Mapping[str, pa.Array]]:
         """Encode pixels, uint8 (B, S, S, 3), and return the column `features` for each view of the images."""
+        pixels = np.asarray(pixels)
         made = {"features": {"features": self._features(pixels)}}
         if self.flip:
             made["features_flipped"] = {"features": self._features(pixels[:, :, ::-1])}
@@ -132,9 +134,9 @@ def load_encoder(encoder: EncoderConfig, model: str | None) -> Encoder:
 
     if model is None:
         return build_encoder(encoder, pretrained=True)
-    _check_model_visible(model)
-    from captionlib.checkpoints import load_checkpoint, load_weights, resolve_checkpoint
+    from captionlib.checkpoints import check_checkpoint_visible, load_checkpoint, load_weights, resolve_checkpoint
 
+    check_checkpoint_visible(model)
     built = build_encoder(encoder)
     load_weights(built, load_checkpoint(resolve_checkpoint(model)).part("encoder"), f"the encoder of {model}")
     return built

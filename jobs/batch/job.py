@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from captionlib.config import Preprocessing
+from captionlib.captioners.base import ANY_MACHINE, Needs
+from captionlib.images.transforms import ImageTransform
 from jobs.batch.manifest import Manifest
 from jobs.batch.model_stage import ProcessorFactory
 from jobs.cluster.resources import Plan
@@ -28,10 +29,17 @@ class BatchJob:
     one."""
     identity: Mapping[str, Any]
     """Everything that determines the rows. An output never mixes rows of two identities."""
-    preprocessing: Preprocessing
+    transform: ImageTransform
+    """Decodes the bytes of an image file into the pixels that the model needs."""
     factory: Callable[[Plan], ProcessorFactory]
     compact: bool
     """Whether small files are merged at the end."""
+    needs: Needs = ANY_MACHINE
+    """Resources of one copy of the model."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of run.json for its readers, such as the model's name. They do not determine the rows."""
+    packages: tuple[str, ...] = ()
+    """Further packages whose versions run.json records."""
     sidecar: Sidecar | None = None
     """Writes each caption beside its image as well; None to write rows only."""
     formats: tuple[str, ...] = ()

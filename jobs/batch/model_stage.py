@@ -37,13 +37,16 @@ class Processor(Protocol):
     """Whether two threads may call it concurrently, so that one batch is encoded while another is decoded into
     words."""
 
-    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
+    def __call__(
+        self, pixels: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]
+    ) -> Mapping[str, Mapping[str, pa.Array]]:
         """Return the model's columns for each folder of the output, each of length B; B may be 0.
 
         A column `error` states why the model has no result for an image.
 
         Args:
-            pixels: uint8 (B, S, S, 3) in [0, 255], read-only.
+            pixels: uint8 (B, S, S, 3) in [0, 255], read-only; B arrays (H, W, 3) if the job's transform does not
+                make squares of one size.
             image_ids: B ids, which seed random choices.
         """
 
@@ -134,13 +137,12 @@ class ModelStage:
 
         Args:
             images: `images` of `schemas.DECODED`.
-            pixels: bytes of uint8 (B, S, S, 3), only of images without an error.
+            pixels: `pixels` of `schemas.DECODED`, only of images without an error.
             steps: receives the name of each step when it begins, for error messages.
         """
         ids = IdRange(chunk["first"], chunk["last"])
         facts = {field.name: images.field(field.name) for field in images.type}
-        # (B, S, S, 3), in Ray's shared memory.
-        batch = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(-1, chunk["side"], chunk["side"], 3)
+        batch = _pictures(chunk, np.frombuffer(pixels.as_buffer(), np.uint8))
         good = facts["error"].is_null().to_numpy(zero_copy_only=False)
         steps.append("the model")
         with self.turn:
@@ -169,3 +171,13 @@ class ModelStage:
             "model_seconds": worked - started,
             "write_seconds": time.monotonic() - writing,
         }
+
+
+def _pictures(chunk: Mapping[str, Any], values: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    """Return the images of a chunk without copying them: (B, S, S, 3), or B arrays (H, W, 3) of different sizes."""
+    if chunk["side"] is not None:
+        return values.reshape(-1, chunk["side"], chunk["side"], 3)
+    ends = np.cumsum([3 * h * w for h, w in zip(chunk["heights"], chunk["widths"], strict=True)], dtype=np.int64)
+    pieces = np.split(values, ends[:-1]) if len(ends) else []
+    sizes = zip(pieces, chunk["heights"], chunk["widths"], strict=True)
+    return [piece.reshape(height, width, 3) for piece, height, width in sizes]

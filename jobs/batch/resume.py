@@ -151,4 +151,6 @@ def for_record(settings: BatchSettings) -> dict[str, Any]:
     values["output"] = without_password(settings.output)
     if settings.source.root is not None:
         values["source"]["root"] = without_password(settings.source.root)
+    if "captioner" in values:
+        values["captioner"]["endpoint"] = [without_password(url) for url in values["captioner"]["endpoint"]]
     return values

@@ -36,17 +36,20 @@ if TYPE_CHECKING:
 
 LARGEST_DEFAULT_CHUNK = 512
 SMALLEST_DEFAULT_CHUNK = 64
+LARGEST_CHUNK_BYTES = 256 * 2**20
+"""Largest size of a chunk's pixels by default. Several chunks are in memory at the same time."""
 CHUNKS_PER_ACTOR = 8
 CHUNKS_PER_DECODER = 4
 
 
-def default_chunk_size(num_images: int, resources: Plan) -> int:
-    """Return the number of images per chunk: large enough that Ray's overhead of 20 ms per chunk is negligible, and
-    small enough to keep all workers busy.
+def default_chunk_size(num_images: int, resources: Plan, bytes_per_image: int) -> int:
+    """Return the number of images per chunk: large enough that Ray's overhead of 20 ms per chunk is negligible, small
+    enough to keep all workers busy, and such that the pixels of a chunk fit into memory.
     """
     num_chunks = max(CHUNKS_PER_ACTOR * resources.num_actors, CHUNKS_PER_DECODER * resources.num_decoders)
     even = math.ceil(num_images / num_chunks)
-    return min(LARGEST_DEFAULT_CHUNK, max(SMALLEST_DEFAULT_CHUNK, even))
+    largest = max(1, min(LARGEST_DEFAULT_CHUNK, LARGEST_CHUNK_BYTES // bytes_per_image))
+    return min(largest, max(SMALLEST_DEFAULT_CHUNK, even))
 
 
 def run_rounds(
@@ -68,13 +71,13 @@ def run_rounds(
             progress.say(f"{num_todo:,} images are processed in one process (too few to start Ray)")
         else:
             session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, progress.say))
-            kind, resources = Pipeline, plan(session.nodes(), work.num_actors)
+            kind, resources = Pipeline, plan(session.nodes(), work.num_actors, job.needs)
             progress.say(f"{num_todo:,} images are processed with {resources}")
         outcome.phases["ray"] = progress.seconds
         fetch = DecodeStage(
             outcome.manifest,
             outcome.files,
-            job.preprocessing,
+            job.transform,
             resources.decode_threads,
             Sources(settings.inputs, settings.source).local_roots(),
             settings.source.image_column,
@@ -82,7 +85,7 @@ def run_rounds(
         factory = PassthroughColumns(job.factory(resources), outcome.manifest.columns() or NO_COLUMNS)
         pipeline = kind(fetch, factory, outputs, resources, job.sidecar)
         tracker = ChunkTracker(outcome.files, progress, faults.max_error_share, patience=8 + 2 * resources.num_actors)
-        size = work.images_per_chunk or default_chunk_size(num_todo, resources)
+        size = work.images_per_chunk or default_chunk_size(num_todo, resources, job.transform.largest_bytes)
         chunks = [Chunk(ids, redo_errors=True) for ids in redo] + [Chunk(ids) for ids in cut(todo, size)]
         pause, tries_left = faults.transport_pause, faults.transport_retries
         try:

@@ -65,11 +65,12 @@ def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
         run: dict[str, Any] = {
             "started": run_record.now(),
             "settings": for_record(settings),
-            "versions": run_record.versions(),
+            "versions": run_record.versions(job.packages),
         }
         stored |= {
             "job": job.kind,
             "state": "running",
+            **job.about,
             "identity": identity,
             "inputs": [without_password(text) for text in settings.inputs],
             "runs": [*stored.get("runs", []), run],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,8 +10,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from captionlib.config import EngineKind, SearchConfig
+from captionlib.captioners.options import CaptionerOptions
+from captionlib.captioners.zoo import default_search
+from captionlib.config import SearchConfig
 from captionlib.errors import UserError
+from jobs.cli.arguments import peek
 from jobs.inputs.settings import SourceSettings
 from jobs.outputs import schemas
 from jobs.outputs.sidecar import SidecarMode
@@ -108,11 +112,10 @@ the job and processes new images."""
 class CaptionSettings(BatchSettings):
     """Settings of the caption job."""
 
-    model: Annotated[str, _hint("DIR", "the one that comes with the project")] = "default"
-    """Checkpoint: a folder or a URL."""
-    engine: EngineKind = "auto"
-    """How the encoder is run. On a CPU, `auto` chooses OpenVINO: in 8-bit integers (int8) if the checkpoint has such an
-encoder, otherwise in float32 (openvino). On a GPU, and without OpenVINO, it chooses PyTorch (torch)."""
+    model: Annotated[str, _hint("MODEL", "the one that comes with the project")] = "default"
+    """A checkpoint of this project, as a folder or a URL. Or hf:NAME, a model of the Hugging Face hub such as
+hf:Salesforce/blip-image-captioning-base, or hf:FOLDER. Or openai:NAME, a model behind a server (see --endpoint)."""
+    captioner: Annotated[CaptionerOptions, OmitArgPrefixes] = field(default_factory=CaptionerOptions)
     show: int = 0
     """Print this many captions at the end."""
     report: bool = True
@@ -138,6 +141,12 @@ kept (skip), replaced (overwrite) or extended by a line (append)."""
             raise UserError("--sidecar-prefix and --sidecar-suffix are for --sidecar: give that too")
         if self.dry_run and (self.overwrite or self.retry_errors):
             raise UserError("--dry-run leaves the output alone: leave out --overwrite and --retry-errors")
+
+
+def default_search_of(arguments: Sequence[str]) -> SearchConfig:
+    """Return the default search settings of the model that a command line names."""
+    revision = peek(arguments, "revision")
+    return default_search(peek(arguments, "model") or "default", CaptionerOptions(revision=revision))
 
 
 @dataclass(frozen=True, kw_only=True)

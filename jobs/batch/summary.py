@@ -48,8 +48,12 @@ def print_captions(outcome: RunResult, count: int) -> None:
     table = Table("image", "caption", "log p")
     for row in _sample(outcome, count, failed=False):
         # As text, so that brackets in a name are not taken for markup.
-        table.add_row(Text(printable(short_name(row["path"]))), Text(row["caption"]), f"{row['log_prob']:.1f}")
+        table.add_row(Text(printable(short_name(row["path"]))), Text(row["caption"]), _one_decimal(row["log_prob"]))
     Console().print(table)
+
+
+def _one_decimal(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def short_name(path: str) -> str:

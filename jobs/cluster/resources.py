@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from captionlib.captioners.base import ANY_MACHINE, Needs
 from captionlib.errors import UserError
 
 ACTORS_PER_MACHINE = 8
@@ -20,8 +21,6 @@ thread are about a quarter faster than one of two. But each actor holds a copy o
 larger actors."""
 LARGEST_ACTOR_CPUS = 8
 """An encoder gains little from more threads than that; larger machines get more actors."""
-ACTOR_GIB = 1.0
-"""Memory of an actor: PyTorch, the model, and one batch in progress."""
 ACTOR_SHARE = 0.75
 """Share of a machine's CPUs for actors, without GPUs: encoding costs about three times as much as decoding."""
 SMALLEST_TASK_CPUS = 0.5
@@ -69,12 +68,13 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def plan(nodes: Sequence[Node], num_actors: int | None = None) -> Plan:
+def plan(nodes: Sequence[Node], num_actors: int | None = None, needs: Needs = ANY_MACHINE) -> Plan:
     """Divide the cluster between model actors and decoding.
 
     Args:
         nodes: the machines.
         num_actors: number requested by the user; None to use all resources.
+        needs: resources of one actor.
 
     Raises:
         UserError: the job, or this number of actors, does not fit.
@@ -87,9 +87,24 @@ def plan(nodes: Sequence[Node], num_actors: int | None = None) -> Plan:
             f"the cluster has {cpus:g} CPUs for tasks, at least 1 is needed: half for the model, half for decoding. "
             "Give --num-cpus (and --num-gpus) to wait for further machines"
         )
-    if any(node.gpus >= 1 for node in nodes):
+    if needs.cpus is not None:
+        return _with_small_actors(nodes, num_actors or 1, needs.cpus)
+    if needs.uses_gpu and any(node.gpus >= 1 for node in nodes):
         return _with_gpus(nodes, num_actors)
-    return _without_gpus(nodes, num_actors)
+    return _without_gpus(nodes, num_actors, needs.memory_gib)
+
+
+def _with_small_actors(nodes: Sequence[Node], num_actors: int, cpus: float) -> Plan:
+    """Give actors that mostly wait for a server a few CPUs, and decoding all others."""
+    smallest = min(node.cpus for node in nodes)
+    actor_cpus = _floor(min(cpus, smallest / 2))
+    left = sum(node.cpus for node in nodes) - num_actors * actor_cpus
+    if left < SMALLEST_TASK_CPUS:
+        raise ValueError(
+            f"{num_actors} actors leave {max(0.0, left):g} CPUs for decoding: ask for fewer with --num-actors"
+        )
+    decode_cpus = 1.0 if left >= 2 else SMALLEST_TASK_CPUS
+    return Plan(num_actors, actor_cpus, 0, max(1, round(cpus)), decode_cpus, max(1, int(left / decode_cpus)))
 
 
 def _with_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
@@ -111,13 +126,13 @@ def _with_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
     return Plan(num_actors, actor_cpus, 1, max(1, int(actor_cpus)), decode_cpus, int(left / decode_cpus))
 
 
-def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
+def _without_gpus(nodes: Sequence[Node], asked: int | None, actor_gib: float) -> Plan:
     usable = [node for node in nodes if node.cpus >= SMALLEST_TASK_CPUS]
     largest = max(node.cpus for node in usable)
     if asked is None:
         # The smallest machine that counts sets an actor's size; larger machines hold several.
         smallest = min((node for node in usable if node.cpus >= min(2, largest)), key=lambda node: node.cpus)
-        wanted = max(1, min(LARGEST_ACTOR_CPUS, max(map(_smallest_share, usable))))
+        wanted = max(1, min(LARGEST_ACTOR_CPUS, max(_smallest_share(node, actor_gib) for node in usable)))
         share = smallest.cpus / max(1, int(smallest.cpus // wanted))
         num_actors = sum(int(node.cpus // share) for node in usable)
     else:
@@ -141,9 +156,9 @@ def _without_gpus(nodes: Sequence[Node], asked: int | None) -> Plan:
     )
 
 
-def _smallest_share(node: Node) -> float:
+def _smallest_share(node: Node, actor_gib: float) -> float:
     """Return the CPUs of an actor such that a machine does not hold too many copies of the model."""
-    return node.cpus / max(1, int(min(ACTORS_PER_MACHINE, node.memory_gib / ACTOR_GIB)))
+    return node.cpus / max(1, int(min(ACTORS_PER_MACHINE, node.memory_gib / actor_gib)))
 
 
 def _room(nodes: Sequence[Node], num_actors: int, actor_cpus: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -41,10 +41,11 @@ def write_record(folder: Folder, record: Mapping[str, Any]) -> None:
     folder.write(NAME, json.dumps(record, indent=2, ensure_ascii=False, default=str).encode() + b"\n")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect results or speed; missing packages are omitted."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions of Python, of the packages that affect results or speed, and of the packages in `more`;
+    missing packages are omitted."""
     found = {"python": platform.python_version(), "captionlib": captionlib.__version__}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

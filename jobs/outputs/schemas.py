@@ -9,8 +9,10 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""An output never mixes rows of different schema versions."""
+CAPTIONS_VERSION = 2
+"""An output never mixes rows of different schema versions. Version 2 added `finish_reason`."""
+FEATURES_VERSION = 1
+"""The same for rows of features."""
 
 # A manifest may have one column more, `columns`: a struct of what is carried along into the output.
 MANIFEST = pa.schema(
@@ -29,8 +31,9 @@ CAPTIONS = pa.schema(
         ("image_id", pa.int64()),
         ("path", pa.string()),
         ("caption", pa.string()),
-        ("log_prob", pa.float32()),  # natural, summed over the tokens
+        ("log_prob", pa.float32()),  # natural, summed over the tokens; null where a server does not say
         ("num_tokens", pa.int16()),
+        ("finish_reason", pa.string()),  # end, or length where the largest number of tokens cut it off
         ("captions", pa.list_(pa.struct([("text", pa.string()), ("log_prob", pa.float32())]))),  # best first
         ("width", pa.int32()),  # as stored, after the EXIF turn
         ("height", pa.int32()),
@@ -65,8 +68,10 @@ DECODED = pa.schema(
                 )
             ),
         ),
-        ("side", pa.int32()),  # S
-        ("pixels", pa.large_binary()),  # uint8 (B, S, S, 3) of the B images without an error
+        ("heights", pa.list_(pa.int32())),  # of the B images without an error, as they are in `pixels`, …
+        ("widths", pa.list_(pa.int32())),
+        ("side", pa.int32()),  # … S, where all are squares of this side
+        ("pixels", pa.large_binary()),  # uint8 HWC of these images, one after another: (B, S, S, 3) where S is there
         ("read_seconds", pa.float32()),  # summed over threads, as decode_seconds
         ("decode_seconds", pa.float32()),
     ]

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captionlib.config import Preprocessing
+from captionlib.images.transforms import EncoderSquare
 from jobs.batch.job import BatchJob, RunResult
 from jobs.batch.run import run_batch_job
 from jobs.batch.settings import BatchSettings, FaultSettings, WorkSettings
@@ -49,7 +50,7 @@ def run(source: Path, output: Path, images_per_chunk: int | None) -> RunResult:
         verb="captioned",
         folders=("captions",),
         identity={"model": "none"},
-        preprocessing=Preprocessing(size=16),
+        transform=EncoderSquare(Preprocessing(size=16)),
         factory=lambda plan: NoModel(),  # type: ignore[arg-type, return-value]
         compact=True,
     )

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from captionlib.config import Preprocessing
+from captionlib.images.transforms import EncoderSquare
 from jobs.batch.job import BatchJob, RunResult
 from jobs.batch.run import run_batch_job
 from jobs.batch.settings import BatchSettings, FaultSettings, WorkSettings
@@ -51,7 +52,10 @@ class Stub:
     def __init__(self, factory: StubFactory) -> None:
         self.factory = factory
 
-    def __call__(self, pixels: np.ndarray, image_ids: Sequence[int]) -> Mapping[str, Mapping[str, pa.Array]]:
+    def __call__(
+        self, pixels: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]
+    ) -> Mapping[str, Mapping[str, pa.Array]]:
+        assert isinstance(pixels, np.ndarray)
         assert len(pixels) == len(image_ids)
         marker = self.factory.kill_once
         if marker is not None and not os.path.exists(marker):
@@ -70,6 +74,7 @@ class Stub:
             "caption": captions,
             "log_prob": [-1.0] * len(captions),
             "num_tokens": [4] * len(captions),
+            "finish_reason": ["end"] * len(captions),
             "captions": [[{"text": text, "log_prob": -1.0}] for text in captions],
             "error": [None] * len(captions),
         }
@@ -99,7 +104,7 @@ def stub_job(factory: StubFactory = StubFactory(), **more) -> BatchJob:
         verb="captioned",
         folders=("captions",),
         identity={"schema_version": 1, "model": f"stub {factory.version}"},
-        preprocessing=Preprocessing(size=16),
+        transform=EncoderSquare(Preprocessing(size=16)),
         factory=lambda plan: factory,
         compact=True,
         **more,

@@ -17,8 +17,8 @@ import pytest
 from stubs import PHOTOS
 
 from captionlib.captioners.predictor import Predictor
+from captionlib.captioners.zoo import default_search
 from captionlib.config import EncoderConfig, ModelConfig, to_dict
-from jobs import caption as module
 from jobs.caption import main
 
 
@@ -104,7 +104,7 @@ def test_two_runs_do_not_share_an_output(tmp_path, tiny_checkpoint, make_images,
 
 
 def test_the_default_search_is_the_checkpoints(tiny_checkpoint):
-    assert module.search_of(str(tiny_checkpoint)).max_tokens == 8
+    assert default_search(str(tiny_checkpoint)).max_tokens == 8
 
 
 def test_help_needs_neither_ray_nor_pytorch():

@@ -58,7 +58,7 @@ def measure(predictor: Predictor, pixels: np.ndarray) -> dict[str, list[str]]:
         alone = rate(lambda s=search: predictor._caption(features, s, None), n)  # type: ignore[misc]
         print(f"search alone, {name} {alone:,.0f}")
         found = predictor.caption_pixels(pixels, search)
-        words = statistics.mean(of_image[0].num_tokens for of_image in found)
+        words = statistics.mean(of_image[0].num_tokens or 0 for of_image in found)
         captions[name] = [of_image[0].text for of_image in found]
         one = rate(lambda s=search: predictor.caption_pixels(pixels, s), n)  # type: ignore[misc]
         print(f"caption, 1 thread, {name} {one:,.0f} ({words:.1f} words)")

@@ -11,7 +11,9 @@ from flaky import flaky_server
 from PIL import Image
 from stubs import StubFactory
 
+from captionlib.captioners.zoo import open_captioner
 from captionlib.config import Preprocessing, SearchConfig
+from captionlib.images.transforms import EncoderSquare
 from jobs.batch.caption_model import CaptionFactory
 from jobs.batch.decode_stage import DecodeStage
 from jobs.batch.manifest import Manifest
@@ -42,7 +44,9 @@ def stages(tmp_path):
         output = Folder.of(str(tmp_path / "out"))
         manifest = Manifest.open(output / "manifest").append(Sources((str(source),)).list())
         files = ChunkFiles(output / "captions", "captions")
-        return DecodeStage(manifest, files, Preprocessing(size=size), 2), ModelStage(factory, {"captions": files})
+        return DecodeStage(manifest, files, EncoderSquare(Preprocessing(size=size)), 2), ModelStage(
+            factory, {"captions": files}
+        )
 
     return make
 
@@ -131,7 +135,7 @@ def test_only_failed_images_are_fetched_again(stages, make_images):
 
 def test_what_nobody_foresaw_puts_the_part_off(stages, make_images, monkeypatch):
     decode, work = stages(make_images(2))
-    monkeypatch.setattr("jobs.batch.decode_stage.to_pixels", lambda *_: 1 / 0)
+    monkeypatch.setattr("captionlib.images.transforms.to_pixels", lambda *_: 1 / 0)
     (receipt,) = work(decode(chunk(0, 1))).to_pylist()
     assert (receipt["status"], receipt["reason"]) == ("deferred", "ZeroDivisionError: division by zero")
     monkeypatch.undo()
@@ -146,7 +150,7 @@ def test_a_machine_that_does_not_see_the_input_says_so(tmp_path):
     folder = Folder.of(str(tmp_path / "m"))
     manifest = Manifest.open(folder).append([ImageRef("/only/there/a.jpg", 5)])
     files = ChunkFiles(folder, "captions")
-    decode = DecodeStage(manifest, files, Preprocessing(size=16), 1, ("/only/there",))
+    decode = DecodeStage(manifest, files, EncoderSquare(Preprocessing(size=16)), 1, ("/only/there",))
     (row,) = decode(chunk(0, 0)).to_pylist()
     assert row["status"] == "denied"
     assert "does not see /only/there: the input must be a folder that all machines share" in row["reason"]
@@ -169,7 +173,7 @@ def test_a_machine_that_does_not_see_the_output_writes_nothing(stages, make_imag
 def test_an_image_of_the_manifest_that_is_gone(tmp_path):
     manifest = Manifest.open(Folder.of(str(tmp_path / "m"))).append([ImageRef(str(tmp_path / "gone.jpg"), 5)])
     files = ChunkFiles(Folder.of(str(tmp_path / "captions")), "captions")
-    (row,) = DecodeStage(manifest, files, Preprocessing(size=16), 1)(chunk(0, 0)).to_pylist()
+    (row,) = DecodeStage(manifest, files, EncoderSquare(Preprocessing(size=16)), 1)(chunk(0, 0)).to_pylist()
     assert row["images"][0]["error"].startswith("NotFound: ")
 
 
@@ -190,7 +194,7 @@ def test_captions_do_not_depend_on_parts_or_batches(stages, tiny_checkpoint, tmp
     (source / "4.png").write_bytes(b"")
 
     def captions(batch_size, cuts):
-        factory = CaptionFactory(str(tiny_checkpoint), search, batch_size, 1, {})
+        factory = CaptionFactory(open_captioner(str(tiny_checkpoint), search), batch_size, 1, {})
         decode, work = stages(source, factory, size=64)
         found = []
         for first, last in cuts:

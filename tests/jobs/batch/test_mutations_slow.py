@@ -15,6 +15,7 @@ import pytest
 
 from captionlib.config import Preprocessing
 from captionlib.images.decode import ErrorKind
+from captionlib.images.transforms import EncoderSquare
 from jobs.batch.decode_stage import DecodeStage
 from jobs.batch.manifest import Manifest
 from jobs.inputs.sources import Sources
@@ -39,7 +40,9 @@ def test_damaged_files(tmp_path, count):
         (folder / f"{i:05d}.jpg").write_bytes(mutate(files[i % len(files)][1], other, generator))
     manifest = Manifest.open(Folder.of(str(tmp_path / "m"))).append(Sources((str(folder),)).list())
     assert manifest.num_images == count
-    decode = DecodeStage(manifest, ChunkFiles(Folder.of(str(tmp_path)), "captions"), Preprocessing(size=16), 2)
+    decode = DecodeStage(
+        manifest, ChunkFiles(Folder.of(str(tmp_path)), "captions"), EncoderSquare(Preprocessing(size=16)), 2
+    )
     results: Counter[str] = Counter()
     slowest = 0.0
     for first in range(0, count, PER_PART):

@@ -19,7 +19,8 @@ import pytest
 import torch
 from stubs import PHOTOS, StubFactory, settings, stub_job
 
-from captionlib.captioners.predictor import Caption
+from captionlib.captioners.base import Caption
+from captionlib.captioners.checkpoint import LoadedCheckpoint
 from captionlib.config import SearchConfig
 from jobs.batch.caption_model import CaptionImages
 from jobs.batch.run import run_batch_job
@@ -149,7 +150,8 @@ def test_a_caption_without_a_probability_is_an_error(value):
         def caption_pixels(self, pixels, search, image_ids):
             return [[Caption("", value, 0)], [Caption("a dog", -1.0, 2), Caption("a", value, 1)]]
 
-    made = CaptionImages(Predictor(), SearchConfig(), 8)(np.zeros((2, 4, 4, 3), np.uint8), [0, 1])["captions"]  # type: ignore[arg-type]
+    captioner = LoadedCheckpoint(Predictor(), SearchConfig(), 8)  # type: ignore[arg-type]
+    made = CaptionImages(captioner)(np.zeros((2, 4, 4, 3), np.uint8), [0, 1])["captions"]
     assert made["caption"].to_pylist() == [None, "a dog"]
     assert made["log_prob"].to_pylist() == [None, -1.0]
     assert made["captions"].to_pylist() == [None, [{"text": "a dog", "log_prob": -1.0}]]

@@ -1,0 +1,157 @@
+"""A search, as this project means it → transformers' `generate`, and what it finds.
+
+Shapes: B images, K captions per image, R = B * K rows (those of an image side by side), V tokens of the vocabulary,
+L tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captionlib.config import SearchConfig
+from captionlib.search.sampling import image_stream, truncate
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One caption as `generate` leaves it."""
+
+    tokens: list[int]
+    """New ones, without the end."""
+    log_prob: float
+    """Sum of the log-probabilities of these and the end, natural log, of the distribution that was chosen from: after
+    the rules about repetition and length, before temperature, top-k and top-p."""
+    finished: bool
+    """Whether the model ended it."""
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    search: SearchConfig,
+    image_ids: Sequence[int],
+    *,
+    end_tokens: set[int],
+    repetition_penalty: float | None = None,
+) -> list[list[Generated]]:
+    """Find captions for a batch.
+
+    Args:
+        model: of transformers; what its generation settings say about anything that is no setting here holds.
+        inputs: as `generate` of the model takes them, for B images, on its device.
+        image_ids: B ids, what samples are keyed by with `search.seed`: an image's samples are the same in any batch.
+
+    Returns:
+        Per image its captions, best first.
+    """
+    settings: dict[str, Any] = {
+        "max_new_tokens": search.max_tokens,
+        "min_new_tokens": search.min_tokens or None,
+        "min_length": 0,
+        "no_repeat_ngram_size": search.no_repeat_ngram,
+        "num_return_sequences": search.num_captions,
+        "num_beams": 1,
+        "do_sample": False,
+        "temperature": None,
+        "top_k": None,
+        "top_p": None,
+        "return_dict_in_generate": True,
+        "output_scores": False,
+    }
+    if repetition_penalty is not None:
+        settings["repetition_penalty"] = repetition_penalty
+    trace = _Trace(keep=search.method != "beam")
+    processors: list[Any] = [trace]
+    if search.method == "beam":
+        settings |= {
+            "num_beams": search.beam_width,
+            "length_penalty": search.length_penalty,
+            "output_scores": True,  # else the log-probabilities of the beams are thrown away
+        }
+    elif search.method == "sample":
+        # transformers draws from what the sampler leaves, which is a single token.
+        settings |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        processors.append(_Sampler(search, image_ids, trace))
+    found = model.generate(**inputs, **settings, logits_processor=processors)
+    new = found.sequences[:, trace.start :].tolist()
+    cut = [_until_end(row, end_tokens) for row in new]
+    if search.method == "beam" and search.beam_width > 1:
+        lengths = (found.beam_indices >= 0).sum(dim=1)
+        log_probs = (found.sequences_scores * lengths**search.length_penalty).tolist()
+    else:
+        log_probs = trace.log_probs(found.sequences, [len(tokens) + ended for tokens, ended in cut])
+    rows = [Generated(tokens, log_prob, ended) for (tokens, ended), log_prob in zip(cut, log_probs, strict=True)]
+    width = search.num_captions
+    of_images = [rows[start : start + width] for start in range(0, len(rows), width)]
+    if search.method == "sample":
+        of_images = [sorted(captions, key=lambda caption: -caption.log_prob) for captions in of_images]
+    return of_images
+
+
+def _until_end(tokens: list[int], end_tokens: set[int]) -> tuple[list[int], bool]:
+    """What stands before the first end token, and whether there is one."""
+    place = next((i for i, token in enumerate(tokens) if token in end_tokens), None)
+    return (tokens, False) if place is None else (tokens[:place], True)
+
+
+class _Trace:
+    """Sees each step's scores, changes nothing: where new tokens begin, and what each of them had as log-probability.
+
+    Only the last step's scores are kept, (R, V), as those of a whole caption are gigabytes with a large vocabulary.
+
+    Args:
+        keep: whether log-probabilities are wanted. In a beam, rows change places, and transformers adds up itself.
+    """
+
+    def __init__(self, *, keep: bool) -> None:
+        self.keep = keep
+        self.start = 0
+        self._last: Tensor | None = None  # (R, V)
+        self._chosen: list[Tensor] = []  # (R,) each
+
+    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
+        """Tokens (R, L) and their next token's scores (R, V), which come back as they are."""
+        if not self.start:
+            self.start = tokens.shape[1]
+        if self.keep:
+            self._take(tokens[:, -1])
+            self._last = scores.float().log_softmax(dim=-1)
+        return scores
+
+    def log_probs(self, tokens: Tensor, lengths: Sequence[int]) -> list[float]:
+        """Of rows of finished tokens (R, L), the sums over the first of the new ones, as many as `lengths` say."""
+        self._take(tokens[:, -1])
+        each = torch.stack(self._chosen, dim=1).tolist()  # (R, new)
+        return [sum(row[:length]) for row, length in zip(each, lengths, strict=True)]
+
+    def _take(self, chosen: Tensor) -> None:
+        if self._last is not None:
+            self._chosen.append(self._last.gather(1, chosen[:, None])[:, 0])
+        self._last = None
+
+
+class _Sampler:
+    """Draws each row's token from the image's own random numbers, as `captionlib.search.sampling` does."""
+
+    def __init__(self, search: SearchConfig, image_ids: Sequence[int], trace: _Trace) -> None:
+        self.search, self.trace = search, trace
+        shape = (search.num_captions, search.max_tokens)
+        streams = np.stack([image_stream(search.seed, image_id).random(shape) for image_id in image_ids])
+        self._uniform = torch.from_numpy(streams).flatten(0, 1)  # (R, max_tokens) float64 in [0, 1)
+
+    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
+        """Scores (R, V) → 0 for the token that is drawn, -inf for all others."""
+        search = self.search
+        chances = truncate(scores.float() / search.temperature, search.top_k, search.top_p)
+        cumulative = chances.cumsum(dim=-1, dtype=torch.float64)
+        uniform = self._uniform[:, tokens.shape[1] - self.trace.start].to(scores.device)  # (R,)
+        threshold = uniform[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=scores.shape[-1] - 1)  # (R, 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
