@@ -15,7 +15,7 @@ import pyarrow as pa
 from captionlib.config import EngineKind, SearchConfig
 from captionlib.errors import UserError
 from jobs.outputs import schemas
-from jobs.storage.read import is_local
+from jobs.storage.paths import is_local
 
 if TYPE_CHECKING:
     from captionlib.captioners.predictor import Predictor

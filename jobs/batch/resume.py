@@ -20,7 +20,7 @@ from jobs.outputs.export import FORMATS
 from jobs.outputs.sidecar import Sidecar
 from jobs.storage.errors import AccessDenied, TransportFault
 from jobs.storage.folder import Folder
-from jobs.storage.paths import without_password
+from jobs.storage.paths import masked
 
 
 @contextlib.contextmanager
@@ -144,11 +144,11 @@ def list_inputs(
 
 
 def for_record(settings: BatchSettings) -> dict[str, Any]:
-    """Return the settings for run.json, without passwords."""
+    """Return the settings for run.json, with secrets masked."""
     values = to_dict(settings)
-    values["input"] = without_password(settings.input)
-    values["also"] = [without_password(text) for text in settings.also]
-    values["output"] = without_password(settings.output)
+    values["input"] = masked(settings.input)
+    values["also"] = [masked(text) for text in settings.also]
+    values["output"] = masked(settings.output)
     if settings.source.root is not None:
-        values["source"]["root"] = without_password(settings.source.root)
+        values["source"]["root"] = masked(settings.source.root)
     return values

@@ -14,6 +14,7 @@ from captionlib.errors import UserError
 from jobs.inputs.settings import SourceSettings
 from jobs.outputs import schemas
 from jobs.outputs.sidecar import SidecarMode
+from jobs.storage.access import AccessSettings
 
 DEFAULT_MODEL = str(Path(__file__).resolve().parents[2] / "captionlib" / "pretrained" / "default")
 """The checkpoint that comes with the project."""
@@ -55,7 +56,8 @@ class FaultSettings:
     max_error_share: float = 0.5
     """Stop if more than this share of the images fails, after the first 1,000."""
     transport_retries: int = 3
-    """Number of rounds in which images that could not be fetched are retried."""
+    """Number of rounds in which images that could not be fetched are retried while no server answers. If other web
+servers answer, images are retried once, at the end, and then become rows with an error."""
     transport_pause: float = 10.0
     """Seconds before the first of these rounds. The pause triples from round to round (exponential back-off)."""
 
@@ -87,6 +89,7 @@ the job and processes new images."""
     source: Annotated[SourceSettings, OmitArgPrefixes] = field(default_factory=SourceSettings)
     work: Annotated[WorkSettings, OmitArgPrefixes] = field(default_factory=WorkSettings)
     faults: Annotated[FaultSettings, OmitArgPrefixes] = field(default_factory=FaultSettings)
+    access: Annotated[AccessSettings, OmitArgPrefixes] = field(default_factory=AccessSettings)
 
     def __post_init__(self) -> None:
         if self.overwrite and self.retry_errors:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from captionlib.errors import UserError
 from jobs.storage.errors import with_retries
-from jobs.storage.read import filesystem, is_local
+from jobs.storage.paths import is_local
+from jobs.storage.read import input_filesystem
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
@@ -107,7 +108,7 @@ def _list_folder(folder: str, extensions: tuple[str, ...], above: frozenset[tupl
 
 def _list_s3(url: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:
     """List a bucket or prefix page by page; `find` of s3fs would keep 1 KB per object in memory."""
-    fs = filesystem(url)
+    fs = input_filesystem(url)
     bucket, _, key = url.partition("://")[2].partition("/")
     protocol = url.partition("://")[0]
     key = key.rstrip("/")
@@ -115,7 +116,7 @@ def _list_s3(url: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:
         yield ImageRef(url, fs.size(f"{bucket}/{key}"))
         return
     prefix, found = f"{key}/" if key else "", False
-    where = {"Bucket": bucket, "Prefix": prefix}
+    where = {"Bucket": bucket, "Prefix": prefix, **fs.req_kw}
     while True:
         page: dict[str, Any] = with_retries(functools.partial(fs.call_s3, "list_objects_v2", **where))
         for item in page.get("Contents", ()):
@@ -132,7 +133,7 @@ def _list_s3(url: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:
 
 def _list_remote(url: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:
     """List a folder of any fsspec filesystem recursively, with one folder's listing in memory at a time."""
-    fs = filesystem(url)
+    fs = input_filesystem(url)
     if not url.endswith("/") and not url.startswith("http") and with_retries(lambda: fs.isfile(url)):
         yield ImageRef(url, fs.size(url))
         return
@@ -147,7 +148,7 @@ def _list_remote(url: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:
 
 
 def _list_pattern(pattern: str, extensions: tuple[str, ...]) -> Iterator[ImageRef]:
-    fs = filesystem(pattern)
+    fs = input_filesystem(pattern)
     found = with_retries(lambda: fs.glob(pattern, detail=True))
     if not found:
         raise FileNotFoundError(pattern)

@@ -17,8 +17,9 @@ from captionlib.errors import UserError
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.parquet import read_columns
 from jobs.storage.errors import InputFault
+from jobs.storage.paths import is_local
 from jobs.storage.random_access import open_shard
-from jobs.storage.read import filesystem, is_local
+from jobs.storage.read import input_filesystem
 
 TABLE_EXTENSIONS = (".parquet", ".csv", ".tsv", ".txt")
 PATH_COLUMNS = ("path", "url", "image_path", "image_url", "file_name", "filename", "file", "filepath", "image", "img")
@@ -117,7 +118,7 @@ def _open_text(path: str) -> io.TextIOWrapper:
     # newline="": CSV has its own idea of where a row ends. A byte order mark is passed over.
     if is_local(path):
         return open(path, encoding="utf-8-sig", errors="replace", newline="")
-    return io.TextIOWrapper(filesystem(path).open(path, "rb"), encoding="utf-8-sig", errors="replace", newline="")
+    return io.TextIOWrapper(input_filesystem(path).open(path, "rb"), encoding="utf-8-sig", errors="replace", newline="")
 
 
 def _delimiter(path: str) -> str:

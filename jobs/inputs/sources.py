@@ -23,7 +23,8 @@ from jobs.inputs.parquet import image_column, list_parquet
 from jobs.inputs.settings import SourceSettings
 from jobs.inputs.webdataset import TAR_EXTENSIONS, list_tar
 from jobs.storage.errors import AccessDenied, InputFault, TransportFault, classify_storage_error, with_retries
-from jobs.storage.read import is_local, read_range
+from jobs.storage.paths import is_local
+from jobs.storage.read import read_range
 
 T = TypeVar("T")
 

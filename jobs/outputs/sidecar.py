@@ -11,7 +11,7 @@ from typing import Literal
 from captionlib.errors import UserError
 from jobs.inputs.listing import ImageRef
 from jobs.storage.folder import Folder
-from jobs.storage.read import is_local
+from jobs.storage.paths import is_local
 
 SidecarMode = Literal["skip", "overwrite", "append"]
 
