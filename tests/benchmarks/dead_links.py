@@ -77,7 +77,7 @@ def measure(folder: Path, links: list[str], flags: list[str]) -> float:
     seconds = time.monotonic() - started
     rows = pandas.read_parquet(folder / "out" / "captions")
     assert len(rows) == len(links)
-    print(rows.error.dropna().str.partition(":")[0].value_counts().to_dict(), flush=True)
+    print(rows.error.dropna().str.split(":").str[0].value_counts().to_dict(), flush=True)
     return int(rows.error.isna().sum()) / seconds
 
 
