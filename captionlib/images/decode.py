@@ -18,10 +18,9 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from captionlib.errors import ImageError
 from captionlib.images.cut_jpegs import END_MARKER, MAX_MISSING, missing_share
 from captionlib.images.formats import FORMATS, Format, Size, find_format, rejected_format
-
-from captionlib.errors import ImageError
 
 ErrorKind = Literal[
     "EmptyFile",  # no bytes at all

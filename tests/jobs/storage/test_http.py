@@ -139,10 +139,10 @@ def test_a_host_that_cannot_be_reached_is_not_asked_for_a_while(server):
             reading.read("http://no-such-name.invalid/a.jpg")
     assert (caught.value.strerror, caught.value.filename) == ("unknown host name", "no-such-name.invalid:80")
     for _ in range(30):
-        with pytest.raises((HostUnreachable, RequestFailed)) as caught:
+        with pytest.raises((HostUnreachable, RequestFailed)) as failed:
             reading.read(f"{server.url}/status/500")
     assert len(server.seen) == module.FAILED_IN_A_ROW
-    assert caught.value.strerror == "500 Internal Server Error"
+    assert failed.value.strerror == "500 Internal Server Error"
     with pytest.raises(HostUnreachable):
         reading.read(f"{server.url}/body/1")
     assert reading.is_reachable(f"{server.url}/body/1")

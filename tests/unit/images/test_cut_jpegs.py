@@ -14,7 +14,7 @@ from captionlib.images.decode import ImageDecodeError, decode_image
 from captionlib.images.decode_pixels import decode_pixels
 
 PHOTOS = Path(__file__).parents[2] / "photos"
-VARIANTS = {
+VARIANTS: dict[str, dict[str, object]] = {
     "baseline": {},
     "progressive": {"progressive": True},
     "restarts": {"restart_marker_rows": 2},

@@ -147,4 +147,6 @@ def test_a_library_that_is_missing_is_named(monkeypatch, name, library):
 def test_endings_are_of_one_format_each():
     assert len(set(IMAGE_ENDINGS)) == len(IMAGE_ENDINGS)
     assert {".jfif", ".jpe", ".heic", ".heics", ".jp2", ".jxl", ".avif"} <= set(IMAGE_ENDINGS)
-    assert find_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf").name == "AVIF"
+    found = find_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf")
+    assert found is not None
+    assert found.name == "AVIF"
