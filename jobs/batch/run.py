@@ -8,15 +8,18 @@ No per-image state is kept in memory, and finished work does not depend on this 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import sys
 import time
 from typing import Any
 
 from jobs.batch.job import BatchJob, RunResult
-from jobs.batch.manifest import Manifest
+from jobs.batch.manifest import KnownTexts, Manifest
 from jobs.batch.ray_pipeline import PipelineError
 from jobs.batch.resume import check_inputs, for_record, list_inputs, open_output, output_lock
 from jobs.batch.rounds import LARGEST_DEFAULT_CHUNK, run_rounds
+from jobs.batch.row_images import RowImages
 from jobs.batch.settings import BatchSettings
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.exit_codes import RESUME_HINT
@@ -54,16 +57,19 @@ def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
         identity["columns"] = list(settings.source.columns)
     with output_lock(output):
         stored = open_output(output, outputs, job.kind, identity, overwrite=settings.overwrite)
-        manifest = list_inputs(sources, output, stored, job.sidecar)
+        manifest = list_inputs(sources, output, stored, job.sidecar, settings.limit)
+        job = _with_own_names(job, manifest)
         planned = [IdRange(0, manifest.num_images - 1)]
         todo = subtract(planned, main.finished())
         redo = main.split_for_redo(LARGEST_DEFAULT_CHUNK, "errors" if settings.retry_errors else "deferred")
         outcome = RunResult(output, manifest, main, Counts(0, 0), identity)
+        outcome.left_out = dict(sources.left_out.counts.most_common())
+        stored["not_images"] = outcome.left_out
         outcome.phases["listing"] = time.monotonic() - started
         if not todo and not redo:
             missing = set(job.formats) - set(formats_there(output, main))
             if missing or stored.get("state") != "complete":  # or killed between its last image and its end
-                _finish(job, outcome)
+                _finish(job, outcome, settings)
                 stored |= {"state": "complete", "images": _numbers(job, outcome, main.totals())}
                 run_record.write_record(output, stored)
             outcome.counts = _count(main, manifest)
@@ -86,7 +92,7 @@ def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
         live = _LiveRecord(job, outcome, stored)
         try:
             run_rounds(job, settings, outputs, outcome, todo, redo, live.note)
-            _finish(job, outcome)
+            _finish(job, outcome, settings)
             outcome.phases["end"] = time.monotonic() - started - sum(outcome.phases.values())
             stored["state"] = "complete"
         except ClusterError as error:
@@ -105,12 +111,28 @@ def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
         return outcome
 
 
-def _finish(job: BatchJob, outcome: RunResult) -> None:
+def _with_own_names(job: BatchJob, manifest: Manifest) -> BatchJob:
+    """The job with a text file of its own for each image."""
+    if job.sidecar is None:
+        return job
+    sidecar = job.sidecar.without_collisions(manifest.paths(), KnownTexts().add_new)
+    if sidecar.full_names:
+        print(
+            f"{len(sidecar.full_names):,} images have a name that another image has with another ending; their text "
+            f"files are called as {os.path.basename(min(sidecar.full_names))}{sidecar.ending}",
+            file=sys.stderr,
+        )
+    return dataclasses.replace(job, sidecar=sidecar)
+
+
+def _finish(job: BatchJob, outcome: RunResult, settings: BatchSettings) -> None:
     """Merge small files, count the rows and write the exports."""
     if job.compact:
         outcome.files.compact()
     outcome.counts = _count(outcome.files, outcome.manifest)
-    export(outcome.output, outcome.files, sorted({*job.formats, *formats_there(outcome.output, outcome.files)}))
+    formats = sorted({*job.formats, *formats_there(outcome.output, outcome.files)})
+    with RowImages(outcome.manifest, settings.source.image_column) as images:
+        export(outcome.output, outcome.files, formats, images.read)
 
 
 def _numbers(job: BatchJob, outcome: RunResult, rows: FileCounts) -> dict[str, int]:

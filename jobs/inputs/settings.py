@@ -21,8 +21,8 @@ class SourceSettings:
     input_format: Annotated[str, arg(metavar=_FORMATS)] = AUTO
     """What an input contains: image files; tars of a WebDataset; Parquet files with the bytes of images; a manifest of
 paths or URLs (Parquet, CSV, JSON lines, or text with one per line); or a Hugging Face imagefolder, whose metadata.csv
-or metadata.jsonl has columns. By default the ending .tar, .parquet, .csv, .tsv, .jsonl or .txt decides, and a folder with
-such metadata is an imagefolder where --columns asks for them; all other inputs contain image files."""
+or metadata.jsonl has columns. By default the ending .tar, .parquet, .csv, .tsv, .jsonl or .txt decides, and a folder
+with such metadata is an imagefolder where --columns asks for them; all other inputs contain image files."""
     include: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Process only images that match a pattern such as "*_front.jpg" or "2024/*". The pattern is compared with the path
 and with the rest of the path after each slash. May be repeated."""
@@ -33,6 +33,8 @@ and with the rest of the path after each slash. May be repeated."""
     columns: Annotated[tuple[str, ...], UseAppendAction] = ()
     """A column of a manifest or of Parquet files to copy into the output; for a WebDataset `key`, a member such as
 `txt`, or a field of `json`. NEW=OLD renames it. May be repeated."""
+    only_missing: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: all images)")] = None
+    """Process only images without a value in this column of a manifest, such as `caption`; others are not read."""
     path_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: path, url, …)")] = None
     """The column of a manifest that contains paths or URLs."""
     image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: jpg, image, …)")] = None

@@ -100,11 +100,27 @@ class Sources:
             raise UserError(f"{text} is compressed, so that nothing can be read from its middle: unpack it to a .tar")
         request = dataclasses.replace(request, shards_at_once=0 if is_local(text) else request.shards_at_once)
         found = INPUT_FORMATS[self._format(text)].list(text, request)
-        return (item for item in _translating(found) if item.is_damaged_shard or self._is_wanted(item.path))
+        found = self._without_known_captions(text, _translating(found), request)
+        return (item for item in found if item.is_damaged_shard or self._is_wanted(item.path))
+
+    def _without_known_captions(self, text: str, found: Iterator[ImageRef], request: Request) -> Iterator[ImageRef]:
+        """Leave out images with a value in the column `only_missing`, which is listed behind the others."""
+        name = self.settings.only_missing
+        if name is None:
+            yield from found
+            return
+        known = INPUT_FORMATS[self._format(text)].columns(text, request)
+        if known is not None and name not in known:
+            raise UserError(f"{text} has no column {name}, which --only-missing asks for; it has {', '.join(known)}")
+        for item in found:
+            *columns, value = item.columns
+            if item.is_damaged_shard or value is None or not str(value).strip():
+                yield item._replace(columns=tuple(columns))
 
     def _request(self, **more: Any) -> Request:
         settings = self.settings
         theirs = tuple(name for _, name in settings.carried)
+        theirs += () if settings.only_missing is None else (settings.only_missing,)
         return Request(theirs, settings.path_column, settings.image_column, settings.root, settings.by_content, **more)
 
     def _format(self, text: str) -> str:

@@ -89,6 +89,7 @@ class Folder:
             with filesystem(self.url).transaction, filesystem(self.url).open(target, "wb") as file:
                 yield file
             return
+        os.makedirs(self.url, exist_ok=True)
         with _replacing(target, hidden, durable=True) as file:
             yield file
 
