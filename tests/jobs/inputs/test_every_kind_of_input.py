@@ -48,7 +48,7 @@ def noise_jpeg() -> bytes:
 def gigantic_png() -> bytes:
     """It states 20,000 × 20,000 pixels."""
     header = b"IHDR" + (20_000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + header + zlib.crc32(header).to_bytes(4, "big") + bytes(20)
+    return b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + header + zlib.crc32(header).to_bytes(4, "big") + b"\0\0\0\4IDATabcd"
 
 
 JPEG = image_bytes("JPEG")
