@@ -115,7 +115,7 @@ def test_a_text_beside_an_image(tmp_path, mode, there, expected, where):
 
 
 def test_images_without_a_place_beside_them_are_refused():
-    check = Sidecar("skip").check
+    check = Sidecar("overwrite").check
     fine = [ImageRef("/a.jpg"), ImageRef("s3://b/a.jpg")]
     assert list(check(fine)) == fine
     for image in (ImageRef("https://h/a.jpg"), ImageRef("/a.tar/a.jpg", 1, "/a.tar", 512)):
