@@ -239,9 +239,9 @@ def _print(measured: Measured, limit: Bottleneck, future: Forecast) -> None:
 def _facts(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, future: Forecast) -> dict[str, Any]:
     from jobs.cluster.resources import num_cpus
     from jobs.outputs import run_record
-    from jobs.storage.paths import without_password
+    from jobs.storage.paths import masked
 
-    inputs = [without_password(text) for text in (settings.input, *settings.also)]
+    inputs = [masked(text) for text in (settings.input, *settings.also)]
     return {
         "measured": run_record.now(),
         "machine": {"cpus": num_cpus(), "gpu": measured.rates.on_gpu, "engine": measured.engine},

@@ -9,7 +9,6 @@ same command again resumes an interrupted job and processes new images.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -52,8 +51,10 @@ def caption(settings: CaptionSettings) -> int:
     from jobs.batch.run import run_batch_job
     from jobs.batch.summary import print_captions, print_summary
     from jobs.cluster.resources import Plan
-    from jobs.outputs.export import FORMATS
+    from jobs.outputs.export import EXPORTS
     from jobs.outputs.sidecar import Sidecar
+    from jobs.storage.folder import Folder
+    from jobs.storage.paths import masked
 
     captioner = open_captioner(settings.model, settings.search, settings.captioner)
     search = to_dict(captioner.search)
@@ -65,9 +66,19 @@ def caption(settings: CaptionSettings) -> int:
     }
     sidecar = None
     if settings.sidecar is not None:
-        sidecar = Sidecar(settings.sidecar, settings.sidecar_prefix, settings.sidecar_suffix)
+        folder = None if settings.sidecar_folder is None else Folder.of(settings.sidecar_folder).url
+        sidecar = Sidecar(
+            settings.sidecar,
+            settings.sidecar_prefix,
+            settings.sidecar_suffix,
+            settings.sidecar_ending,
+            folder,
+            tuple(Folder.of(text).url for text in settings.inputs),
+        )
         # They come with the rows: an output some of whose images have one would be two outputs.
-        identity["sidecar"] = dataclasses.asdict(sidecar)
+        identity["sidecar"] = {name: getattr(sidecar, name) for name in ("mode", "prefix", "suffix")}
+        identity["sidecar"] |= {} if sidecar.ending == ".txt" else {"ending": sidecar.ending}
+        identity["sidecar"] |= {} if folder is None else {"folder": masked(folder)}
     metadata = {
         "schema_version": str(schemas.CAPTIONS_VERSION),
         "model": captioner.fingerprint,
@@ -91,7 +102,7 @@ def caption(settings: CaptionSettings) -> int:
         packages=captioner.packages,
         compact=True,
         sidecar=sidecar,
-        formats=tuple(name for name in FORMATS if getattr(settings, name)),
+        formats=tuple(name for name in EXPORTS if name in settings.export or getattr(settings, name, False)),
     )
     if settings.dry_run:
         from jobs.batch.dry_run import dry_run

@@ -18,7 +18,7 @@ from captionlib.config import EncoderConfig, to_dict
 from jobs.batch.settings import FeatureSettings
 from jobs.cli.arguments import parse
 from jobs.outputs import run_record, schemas
-from jobs.storage.read import is_local
+from jobs.storage.paths import is_local
 
 if TYPE_CHECKING:
     from jobs.batch.feature_model import FeatureFactory

@@ -1,13 +1,12 @@
 """Decodes the bytes of an image file to an upright RGB image.
 
 Whatever the bytes are, `decode_image` returns an image or raises one `ImageDecodeError`, whose `kind` can be counted.
-It reads the formats whose decoders are libraries inside Pillow. Formats for which Pillow starts another program, such
-as PostScript, are rejected by name.
+`captionlib.images.formats` lists what is read: formats whose decoders are libraries, most of them inside Pillow.
+Formats for which Pillow starts another program, such as PostScript, are rejected by name.
 """
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
 from dataclasses import dataclass
@@ -15,16 +14,13 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from captionlib.errors import ImageError
+from captionlib.images.cut_jpegs import END_MARKER, MAX_MISSING, missing_share
+from captionlib.images.formats import FORMATS, Format, Size, find_format, rejected_format
 
 ErrorKind = Literal[
     "EmptyFile",  # no bytes at all
@@ -45,31 +41,11 @@ bytes per pixel, depending on its format, so a worker needs at most about 1 GiB.
 _STORED_IN_ONE_SCAN = 16
 _STORED_IN_SCANS = 2
 
-# What the files of a format begin with.
-_READ: dict[type[ImageFile], bytes] = {
-    JpegImageFile: rb"\xff\xd8\xff",
-    PngImageFile: rb"\x89PNG\r\n\x1a\n",
-    WebPImageFile: rb"RIFF....WEBP",
-    GifImageFile: rb"GIF8[79]a",
-    TiffImageFile: rb"II[*+]\0|MM\0[*+]",
-    BmpImageFile: rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
-    AvifImageFile: rb"....ftyp(avi[fs]|m[is]f1.{0,40}avi[fs])",
-}
-_REFUSED = {
-    "HEIC": rb"....ftyp(hei|hev|m[is]f1)",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
-    "SVG": rb"\s*(<\?xml.{,400})?<svg",
-    "PDF": rb"%PDF",
-    "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
-    "Photoshop": rb"8BPS",
-    "icon": rb"\0\0[\x01\x02]\0",
-    "Netpbm": rb"P[1-7]\s",
-    "video": rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ",
-}
-
 # How Pillow words it when a file ends early, and when it knows the format but not this variant.
-_TRUNCATED = "truncated|unpack_from requires|no more images|cannot load this image|buffer is not large enough"
+_TRUNCATED = (
+    "truncated|unpack_from requires|no more images|cannot load this image|buffer is not large enough|end of file|"
+    "expected to read"
+)
 _UNSUPPORTED = "unsupported|unknown pixel mode|cannot handle|not available|not installed"
 
 _PILLOW = re.compile(r"PIL\.")
@@ -107,68 +83,132 @@ class DecodedImage:
 
 
 def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """Decode a JPEG, PNG, WebP, GIF, TIFF, BMP or AVIF file; of an animation or of several pages, the first.
+    """Decode an image file of one of the `captionlib.images.formats`; of an animation or several pages, the first.
 
-    The EXIF turn is applied, transparency lies on white, 16-bit and float channels are scaled to 8 bits.
-    Damaged metadata does not matter as long as the picture itself is whole.
+    The EXIF orientation is applied, transparency becomes white, 16-bit and float channels are scaled to 8 bits.
+    Damaged metadata does not matter as long as the image itself is complete. A JPEG whose end is missing is complete if
+    it lacks no more than `captionlib.images.cut_jpegs.MAX_MISSING` of its rows.
 
     Args:
         data: the whole file.
-        target_side: the side in pixels to which the picture will be scaled next. A JPEG is then decoded at
-            1/2, 1/4 or 1/8 of its size, if its shorter side stays at least this long: faster, in less memory.
-        max_pixels: a picture of more pixels is refused. A reduced JPEG counts by its reduced size, and may be
-            stored with 16 times as many pixels (2 times if it is progressive).
+        target_side: the side in pixels to which the image will be scaled next. A JPEG is then decoded at 1/2, 1/4 or
+            1/8 of its size, and a JPEG 2000 at any such part, if its shorter side stays at least this long: faster,
+            in less memory.
+        max_pixels: an image of more pixels is rejected. A reduced image counts by its reduced size, and may be stored
+            with 16 times as many pixels (2 times if it is a progressive JPEG).
 
     Raises:
         ImageDecodeError: the bytes cannot be decoded; `ErrorKind` lists the kinds.
     """
     if target_side is not None and target_side < 1:
         raise ValueError(f"target_side must be at least 1 pixel, got {target_side}")
-    reader = _recognize(data)
+    known = _recognize(data)
     silence_pillow()
     try:
-        image = reader(io.BytesIO(data), "")  # `Image.open` would judge the size before the scale is chosen
-        width, height = image.size
-        if isinstance(image, JpegImageFile) and target_side is not None:
-            multiple = _STORED_IN_SCANS if _has_several_scans(image, data) else _STORED_IN_ONE_SCAN
-            _check_size(image, multiple * max_pixels)
-            image.draft(None, (target_side, target_side))
-        _check_size(image, max_pixels)
-        image.load()
-        if isinstance(image, TiffImageFile):
-            # Pillow turns a TIFF while it loads it, and then reports no orientation.
-            width, height = image.size
+        if known.size is not None:
+            _check_size(known.size(data), max_pixels)
+        has_end = True
+        try:
+            image, width, height = _load(known, data, target_side, max_pixels)
+        except OSError as error:
+            if known.name != "JPEG" or not re.search("truncated", str(error)):
+                raise
+            # Most decoders, and so most viewers, do without the end marker. What else is missing is measured.
+            has_end = False
+            image, width, height = _load_without_end(known, data, target_side, max_pixels, error)
+        if isinstance(image, JpegImageFile):
+            _check_complete(image, data, target_side, has_end)
         orientation = orientation_of(image)
         rgb = to_rgb(image)
         if orientation in _TURNS:
             rgb = rgb.transpose(_TURNS[orientation])
     except ImageDecodeError:
         raise
+    except ModuleNotFoundError as error:
+        raise ImageDecodeError(
+            "UnsupportedImage",
+            f"{known.name} needs a library that is not installed: pip install 'captionlib[{known.extra}]'",
+        ) from error
     except (MemoryError, Image.DecompressionBombError) as error:
         raise ImageDecodeError("ImageTooLarge", str(error) or "not enough memory to decode it") from error
     except Exception as error:
         # On damaged bytes Pillow's parsers raise nearly every class of exception, struct.error and
-        # RuntimeError among them. One that nobody foresaw must be this image's error, not a job's end.
-        raise _explain(error, data, reader) from error
+        # RuntimeError among them. An unexpected one must be the error of this image, not the end of a job.
+        raise _explain(error, data, known) from error
     return DecodedImage(rgb, height, width) if orientation >= 5 else DecodedImage(rgb, width, height)
+
+
+def _load(known: Format, data: bytes, target_side: int | None, max_pixels: int) -> tuple[Image.Image, int, int]:
+    """Decode the pixels; returns the image, and the width and height stated in the file."""
+    image = known.open(data)
+    width, height = image.size
+    if target_side is not None:
+        if isinstance(image, JpegImageFile):
+            multiple = _STORED_IN_SCANS if _has_several_scans(image, data) else _STORED_IN_ONE_SCAN
+            _check_size(image.size, multiple * max_pixels)
+            image.draft(None, (target_side, target_side))
+        elif isinstance(image, Jpeg2KImageFile):
+            _check_size(image.size, _STORED_IN_ONE_SCAN * max_pixels)
+            return _load_jpeg_2000(image, data, target_side, max_pixels), width, height
+    _check_size(image.size, max_pixels)
+    image.load()
+    if isinstance(image, TiffImageFile):
+        # Pillow turns a TIFF while it loads it, and then reports no orientation.
+        width, height = image.size
+    return image, width, height
+
+
+def _load_jpeg_2000(image: Jpeg2KImageFile, data: bytes, target_side: int, max_pixels: int) -> Image.Image:
+    """Decode a JPEG 2000 at the smallest stored resolution whose shorter side is at least `target_side`."""
+    halvings = max(0, (min(image.size) // target_side).bit_length() - 1)
+    levels = min(halvings, _resolution_levels(data))
+    _check_size((image.size[0] >> levels, image.size[1] >> levels), max_pixels)
+    image.reduce = levels
+    image.load()
+    return image
+
+
+def _resolution_levels(data: bytes) -> int:
+    """How often a JPEG 2000 can be halved: decomposition levels in its COD segment (ISO 15444-1, A.6.1)."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    place = data.find(b"\xff\x52", start, start + 2**16) if start >= 0 else -1
+    return data[place + 9] if 0 <= place < len(data) - 9 else 0
+
+
+def _load_without_end(
+    known: Format, data: bytes, target_side: int | None, max_pixels: int, error: OSError
+) -> tuple[Image.Image, int, int]:
+    try:
+        return _load(known, data + END_MARKER, target_side, max_pixels)
+    except Exception:
+        raise error from None
+
+
+def _check_complete(image: JpegImageFile, data: bytes, target_side: int | None, has_end: bool) -> None:
+    missing = missing_share(image, data, target_side, has_end=has_end)
+    if missing > MAX_MISSING:
+        raise ImageDecodeError(
+            "TruncatedImage",
+            f"JPEG: {missing:.0%} of its rows are missing, {MAX_MISSING:.0%} is the limit; the file ends early, after "
+            f"{len(data)} bytes",
+        )
 
 
 def begins_as_image(data: bytes) -> bool:
     """Whether a file that begins with these bytes, at least 64, may be an image that `decode_image` reads."""
-    return any(re.match(signature, data, re.DOTALL) for signature in _READ.values())
+    return find_format(data) is not None
 
 
-def _recognize(data: bytes) -> type[ImageFile]:
-    """Choose Pillow's reader by the first bytes of the file, because names and content types are often wrong."""
+def _recognize(data: bytes) -> Format:
     if not data:
         raise ImageDecodeError("EmptyFile", "the file has 0 bytes")
-    for reader, signature in _READ.items():
-        if re.match(signature, data, re.DOTALL):
-            return reader
-    for name, signature in _REFUSED.items():
-        if re.match(signature, data, re.DOTALL):
-            known = ", ".join(str(reader.format) for reader in _READ)
-            raise ImageDecodeError("UnsupportedImage", f"{name} is not read: convert it to one of {known}")
+    known = find_format(data)
+    if known is not None:
+        return known
+    rejected = rejected_format(data)
+    if rejected is not None:
+        names = ", ".join(known.name for known in FORMATS)
+        raise ImageDecodeError("UnsupportedImage", f"{rejected} is not read: convert it to one of {names}")
     raise ImageDecodeError("NotAnImage", f"{len(data)} bytes that begin with {data[:16]!r}")
 
 
@@ -182,12 +222,12 @@ def silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=_PILLOW.pattern)
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
+def _check_size(size: Size, max_pixels: int) -> None:
+    width, height = size
     if width * height > max_pixels:
         raise ImageDecodeError(
             "ImageTooLarge",
-            f"{width} × {height} pixels, {max_pixels} is the limit: scale it down, or raise max_pixels",
+            f"{width} × {height} pixels, {max_pixels} is the limit: scale it down, or raise the limit (--max-pixels)",
         )
 
 
@@ -240,16 +280,12 @@ def _stretch(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(values, copy=False).round(out=values).clip(0, 255, out=values).astype(np.uint8)
 
 
-def _explain(error: Exception, data: bytes, reader: type[ImageFile]) -> ImageDecodeError:
-    """Determine the kind of fault from the text of Pillow's exception and the length stated in the file."""
-    text = f"{reader.format}: {str(error)[:200] or type(error).__name__}"
+def _explain(error: Exception, data: bytes, known: Format) -> ImageDecodeError:
+    """Determine the kind of fault from the text of the library's exception and the length stated in the file."""
+    text = f"{known.name}: {str(error)[:200] or type(error).__name__}"
     if re.search(_UNSUPPORTED, text, re.IGNORECASE):
         return ImageDecodeError("UnsupportedImage", text)
-    stated_length = 0
-    if reader is WebPImageFile:
-        stated_length = 8 + int.from_bytes(data[4:8], "little")
-    elif reader is TiffImageFile and b"*" in data[2:4]:  # not BigTIFF; where its first directory begins
-        stated_length = int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big")
+    stated_length = known.stated_length(data) if known.stated_length is not None else 0
     if stated_length > len(data) or re.search(_TRUNCATED, text, re.IGNORECASE):
         return ImageDecodeError("TruncatedImage", f"{text}; the file ends early, after {len(data)} bytes")
     return ImageDecodeError("CorruptImage", text)

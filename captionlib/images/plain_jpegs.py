@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL.JpegImagePlugin import JpegImageFile
 
+from captionlib.images.cut_jpegs import is_fill
 from captionlib.images.decode import orientation_of, silence_pillow
 
 _START = b"\xff\xd8\xff"
@@ -54,7 +55,9 @@ def decode_plain_jpeg(data: bytes, target_side: int | None, max_pixels: int) -> 
     except RuntimeError:
         return None
     pixels: np.ndarray = picture.permute(1, 2, 0).numpy()
-    return pixels if pixels.shape == (size[1], size[0], 3) else None
+    if pixels.shape != (size[1], size[0], 3) or is_fill(pixels[-1, -1]):
+        return None  # the end of the file may be missing
+    return pixels
 
 
 def _plain_size(data: bytes) -> tuple[int, int] | None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from jobs.batch.decode_stage import Chunk
 from jobs.batch.failures import Failures
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.progress import Progress
-from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, cut
 from jobs.storage.errors import TransportFault
 
 IMAGES_BEFORE_ERROR_SHARE = 1_000
+CANARIES = 3
 SPLIT = 8
 """Number of pieces that a deferred chunk is split into, so that one bad image delays fewer others in each round."""
 
@@ -48,13 +51,29 @@ class ChunkTracker:
         files: committed chunks.
         max_error_share: largest share of failed images, after the first thousand.
         patience: maximum number of consecutive deferred chunks; more are taken as a storage outage and end the round.
+        rows: current number of rows in the output, including those of earlier runs.
+        redo: files some of whose rows will be processed again.
+        on_commit: called with the number of rows in the output after every committed chunk.
     """
 
-    def __init__(self, files: ChunkFiles, progress: Progress, max_error_share: float, patience: int) -> None:
+    def __init__(
+        self,
+        files: ChunkFiles,
+        progress: Progress,
+        max_error_share: float,
+        patience: int,
+        rows: FileCounts = FileCounts(),  # noqa: B008  it is a tuple
+        redo: Iterable[IdRange] = (),
+        on_commit: Callable[[FileCounts], None] = lambda rows: None,
+    ) -> None:
         self.files, self.progress = files, progress
         self.max_error_share, self.patience = max_error_share, patience
+        self.rows, self.on_commit = rows, on_commit
+        self._before = files.count(redo)
         self.last_reason = ""
         """Reason for the most recent deferral."""
+        self.canaries: list[str] = []
+        """URLs of fetched images, newest first. While one of their servers answers, the network is working."""
         self.seconds: dict[str, float] = {}
         """Seconds by step, summed over chunks and over the threads of a step."""
         self.failures = Failures(files.folder.parent, progress.say)
@@ -69,15 +88,21 @@ class ChunkTracker:
         result = Round()
         waiting = {chunk.ids: chunk for chunk in chunks}
         deferred: list[Chunk] = []
+        partly_done: list[Chunk] = []
         in_a_row = 0
         failed: list[bool] = []  # whether it is no news, of each chunk that failed as nobody foresaw
         for receipt in receipts:
             chunk = waiting.pop(IdRange(receipt["first"], receipt["last"]), None)
             if chunk is None:
                 continue  # Ray did it twice: the same rows, in the same file
+            if receipt["answered"]:
+                self.note_answer(receipt["answered"])
             if receipt["status"] == "committed":
                 self._commit(chunk, receipt)
                 result.made_progress, in_a_row = True, 0
+                if receipt["deferred"]:
+                    self.last_reason = receipt["reason"]
+                    partly_done.append(Chunk(chunk.ids, "deferred"))
                 continue
             self.last_reason = receipt["reason"]
             if receipt["status"] == "denied":
@@ -95,15 +120,39 @@ class ChunkTracker:
             for chunk in waiting.values():
                 (accused if chunk.ids.size == 1 else deferred).append(chunk)
             waiting = {}
-        result.unforeseen = bool(failed) and len(failed) == len(deferred) and not (result.suspected or result.poison)
+        result.unforeseen = (
+            bool(failed) and len(failed) == len(deferred) and not (result.suspected or result.poison or partly_done)
+        )
         result.repeated = result.unforeseen and all(failed)
-        result.smallest = all(chunk.redo_errors or chunk.ids.size == 1 for chunk in deferred)
+        result.smallest = all(bool(chunk.redo) or chunk.ids.size == 1 for chunk in deferred)
         for chunk in deferred:
             # Rows are done again in the file that they are in, so such a chunk keeps its size.
-            size = chunk.ids.size if chunk.redo_errors else -(-chunk.ids.size // SPLIT)
-            result.left += [Chunk(ids, chunk.redo_errors) for ids in cut([chunk.ids], size)]
-        result.left += waiting.values()
+            size = chunk.ids.size if chunk.redo else -(-chunk.ids.size // SPLIT)
+            result.left += [Chunk(ids, chunk.redo) for ids in cut([chunk.ids], size)]
+        # Shuffle what this round did not reach: a list may begin with many images of one dead host.
+        others = list(waiting.values())
+        random.Random(0).shuffle(others)
+        result.left += [*others, *partly_done]
         return result
+
+    def note_answer(self, url: str) -> None:
+        """Record that a web server of the inputs has answered."""
+        others = [known for known in self.canaries if urlsplit(known).netloc != urlsplit(url).netloc]
+        self.canaries = [url, *others][:CANARIES]
+
+    def count(self, chunk: Chunk, counts: FileCounts) -> None:
+        """Update the number of rows in the output after a chunk was written.
+
+        Args:
+            counts: rows that were written; in a chunk that is processed again, only a part of its file.
+        """
+        if chunk.redo:
+            counts = self.files.count([chunk.ids])[chunk.ids]
+            self.rows = self.rows.minus(self._before[chunk.ids])
+        self.rows = self.rows.plus(counts)
+        if counts.deferred:
+            self._before[chunk.ids] = counts
+        self.on_commit(self.rows)
 
     def _commit(self, chunk: Chunk, receipt: Mapping[str, Any]) -> None:
         self._check_output_visible_from(receipt["node"], chunk)
@@ -111,6 +160,7 @@ class ChunkTracker:
             self.seconds[step] = self.seconds.get(step, 0.0) + receipt[f"{step}_seconds"]
         progress = self.progress
         progress.add(receipt["done"], receipt["failed"])
+        self.count(chunk, FileCounts(receipt["done"], receipt["failed"], receipt["deferred"]))
         if progress.images >= IMAGES_BEFORE_ERROR_SHARE and progress.failed > self.max_error_share * progress.images:
             raise JobIncomplete(
                 f"{progress.failed:,} of {progress.images:,} images failed, more than --max-error-share "

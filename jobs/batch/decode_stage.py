@@ -9,10 +9,10 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,16 +20,18 @@ import pyarrow.compute as pc
 
 from captionlib.images.decode import ImageDecodeError
 from captionlib.images.transforms import ImageTransform
-from jobs.batch.failures import unforeseen
+from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.manifest import Manifest
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import ImageReader, image_refs
 from jobs.outputs import schemas
-from jobs.outputs.chunk_files import ChunkFiles, failed_ids
+from jobs.outputs.chunk_files import ChunkFiles, Redo, ids_to_redo
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.errors import AccessDenied, InputFault, TransportFault
+from jobs.storage.access import AccessSettings
+from jobs.storage.errors import AccessDenied, HostUnreachable, InputFault, RequestFailed, TransportFault
 from jobs.storage.folder import check_path_visible
-from jobs.storage.read import is_local
+from jobs.storage.paths import is_local, masked
+from jobs.storage.read import configure_inputs, input_access
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,11 @@ class Chunk(NamedTuple):
     """Images that are committed together."""
 
     ids: IdRange
-    redo_errors: bool = False
-    """Process only images whose row has an error; the other rows are kept."""
+    redo: Redo | Literal[""] = ""
+    """Process only images whose row has such an error; the other rows are kept."""
+    canaries: tuple[str, ...] = ()
+    """URLs whose servers have answered this job. They are given with the last attempt: if one of the servers still
+    answers, the network is working, and an image that cannot be fetched becomes a row with an error."""
 
 
 @dataclass(frozen=True)
@@ -60,48 +65,61 @@ class DecodeStage:
     """Folders that every machine must see; otherwise images would be reported as not found."""
     image_column: str | None = None
     """Image column of Parquet files."""
+    access: AccessSettings = field(default_factory=AccessSettings)
+    processes: int = 1
+    """Number of processes that run this stage concurrently and share the limits of `access`."""
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
         """Process one row of `schemas.CHUNK` into one row of `schemas.DECODED`.
 
-        After a transport fault the whole chunk is deferred: its row contains the reason instead of images.
+        Images that cannot be fetched get an error that begins with `schemas.DEFERRED`. If none of them can be fetched,
+        the whole chunk is deferred: its row contains the reason instead of images.
         """
         assert chunks.num_rows == 1, f"{chunks.num_rows} chunks at once"
         chunk = chunks.to_pylist()[0]
+        configure_inputs(self.access, self.processes)
         try:
             for root in self.local_roots:
                 check_path_visible(root, "input")
             check_path_visible(self.outputs.folder.parent.url, "output")
             rows = self._rows(chunk)
-            images = self._read_all(rows)
+            places = image_refs(rows)
+            if chunk["canaries"]:
+                input_access().http.hosts.ask_again()
+                _is_network_there(chunk["canaries"])  # closes the circuit breaker of the server that answers
+            images = self._settle(self._read_all(places), places, chunk["canaries"])
         except (TransportFault, AccessDenied) as error:
             status = "denied" if isinstance(error, AccessDenied) else "deferred"
-            return _deferred(chunk, {"status": status, "reason": str(error)})
+            return _deferred(chunk, {"status": status, "reason": masked(str(error))})
         except OSError as error:  # a storage or a disk, which may come back
-            logger.exception("images %s to %s", chunk["first"], chunk["last"])
-            return _deferred(chunk, {"status": "deferred", "reason": f"{type(error).__name__}: {error}"})
+            log_failure(logger, error, chunk)
+            return _deferred(chunk, {"status": "deferred", "reason": masked(f"{type(error).__name__}: {error}")})
         except Exception as error:
             # Nobody foresaw it, so nobody can say that the images are at fault: leave the chunk for later.
-            logger.exception("images %s to %s", chunk["first"], chunk["last"])
+            log_failure(logger, error, chunk)
             return _deferred(chunk, unforeseen(error, "decoding"))
         facts = {
             "image_id": rows.column("image_id"),
-            "path": rows.column("path"),
+            "path": pa.array([masked(place.path) for place in places], pa.string()),
             "width": pa.array([image.width for image in images], pa.int32()),
             "height": pa.array([image.height for image in images], pa.int32()),
             "error": pa.array([image.error for image in images], pa.string()),
         }
         if "columns" in rows.column_names:
             carried = rows.column("columns")
-            facts |= {field.name: pc.struct_field(carried, field.name) for field in carried.type}
+            facts |= {column.name: _public(pc.struct_field(carried, column.name)) for column in carried.type}
         facts_of_each = pa.StructArray.from_arrays(
             [fact.combine_chunks() if isinstance(fact, pa.ChunkedArray) else fact for fact in facts.values()],
             list(facts),
         )
         pictures = [image.pixels for image in images if image.pixels is not None]
+        deferred = [image.fault for image in images if image.fault is not None]
         row = {
             **chunk,
             "status": "ready",
+            "reason": _described(deferred[-1])[:500] if deferred else None,
+            "deferred": len(deferred),
+            "answered": _answered(images, places),
             "heights": [picture.shape[0] for picture in pictures],
             "widths": [picture.shape[1] for picture in pictures],
             "side": self.transform.side,
@@ -123,25 +141,48 @@ class DecodeStage:
         """Return the chunk's rows of the manifest."""
         ids = IdRange(chunk["first"], chunk["last"])
         rows = self.manifest.read(ids)
-        if chunk["redo_errors"]:
-            failed = failed_ids(self.outputs.read(ids, ["image_id", "error"]))
+        if chunk["redo"]:
+            failed = ids_to_redo(self.outputs.read(ids, ["image_id", "error"]), chunk["redo"])
             rows = rows.take(pa.array([image_id - ids.first for image_id in failed], pa.int64()))
         return rows
 
-    def _read_all(self, rows: pa.Table) -> list[_Decoded]:
-        places = image_refs(rows)
+    def _settle(self, images: list[_Decoded], places: list[ImageRef], canaries: Sequence[str]) -> list[_Decoded]:
+        """Decide whether images that could not be fetched are deferred or become rows with an error.
+
+        Raises:
+            TransportFault: no image could be fetched, and no canary shows that the network is working.
+        """
+        faults = [image.fault for image in images if image.fault is not None]
+        if faults and _is_network_there(canaries):
+            images = [
+                _Decoded(error=_described(image.fault), read_seconds=image.read_seconds)
+                if image.fault is not None and _is_url(place)
+                else image
+                for image, place in zip(images, places, strict=True)
+            ]
+        elif len(faults) == len(images) > 0:
+            raise TransportFault(_described(faults[0]))
+        return images
+
+    def _read_all(self, places: list[ImageRef]) -> list[_Decoded]:
         # Many reads may wait at once, but only `threads` images are decoded at once: each may take 0.5 GB.
         decoding = threading.Semaphore(self.threads)
+        lost: list[TransportFault] = []  # faults of the storage; web servers are tracked by `jobs.storage.hosts`
         give_up = threading.Event()
 
         def read(place: ImageRef) -> _Decoded:
-            if give_up.is_set():
-                return _Decoded()  # the chunk is lost already: do not wait for a dead server once per image
+            is_url = _is_url(place)
+            if give_up.is_set() or (lost and not is_url):
+                # The chunk has failed already, or its storage has: do not wait for a dead server once per image.
+                return _Decoded(fault=lost[0] if lost else None)
             try:
-                return self._read(reader, place, decoding)
+                image = self._read(reader, place, decoding)
             except BaseException:
                 give_up.set()
                 raise
+            if image.fault is not None and not is_url:
+                lost.append(image.fault)
+            return image
 
         # A Parquet file is read row after row; all else that is remote, many at once.
         at_once = any(not is_local(place.path) and place.row is None for place in places)
@@ -149,7 +190,8 @@ class DecodeStage:
         with ImageReader(self.image_column) as reader, ThreadPoolExecutor(num_threads) as pool:
             images = list(pool.map(read, places))
         refused = [image.error for image in images if image.error and image.error.startswith("PermissionDenied")]
-        if len(refused) == len(images) > 1:
+        # A storage has one set of permissions; web servers each have their own, and many reject crawlers.
+        if len(refused) == len(images) > 1 and not any(map(_is_url, places)):
             raise AccessDenied(
                 f"none of {len(images)} images may be read: {refused[0]}. Check the credentials and the permissions"
             )
@@ -160,7 +202,10 @@ class DecodeStage:
         try:
             data = reader.read(place)
         except InputFault as fault:
-            return _Decoded(error=str(fault), read_seconds=time.monotonic() - started)
+            return _Decoded(error=masked(str(fault)), read_seconds=time.monotonic() - started)
+        except TransportFault as fault:
+            text = f"{schemas.DEFERRED}{_described(fault)}"
+            return _Decoded(error=text, fault=fault, read_seconds=time.monotonic() - started)
         read_seconds = time.monotonic() - started
         with decoding:
             started = time.monotonic()
@@ -182,11 +227,43 @@ class _Decoded:
     error: str | None = None
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
+    fault: TransportFault | None = None
+    """Why it could not be fetched."""
+
+
+def _is_url(place: ImageRef) -> bool:
+    return place.shard is None and place.path.startswith(("http://", "https://"))
+
+
+def _is_network_there(canaries: Sequence[str]) -> bool:
+    return any(input_access().http.is_reachable(url) for url in canaries)
+
+
+def _described(fault: TransportFault) -> str:
+    """Format a transport fault as the error of a row."""
+    if not isinstance(fault, (HostUnreachable, RequestFailed)):
+        return masked(str(fault))
+    kind = "HostUnreachable" if isinstance(fault, HostUnreachable) else "HttpError"
+    return f"{kind}: {fault.filename}: {fault.strerror}"
+
+
+def _answered(images: Sequence[_Decoded], places: Sequence[ImageRef]) -> str | None:
+    """Return the URL of an image that was fetched, if there is one."""
+    came = (place.path for image, place in zip(images, places, strict=True) if _is_url(place) and image.error is None)
+    return next(came, None)
+
+
+def _public(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Mask secrets in a passthrough column."""
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return values
+    texts = [text if text is None else masked(text) for text in values.to_pylist()]
+    return pa.chunked_array([pa.array(texts, values.type)])
 
 
 def _deferred(chunk: Mapping[str, Any], why: Mapping[str, str]) -> pa.Table:
     row = {**chunk, **why, "reason": why["reason"][:500], "node": socket.gethostname()}
-    row |= {"read_seconds": 0.0, "decode_seconds": 0.0}
+    row |= {"read_seconds": 0.0, "decode_seconds": 0.0, "deferred": 0}
     return pa.Table.from_pylist([row], schema=schemas.DECODED)
 
 

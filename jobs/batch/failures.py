@@ -5,6 +5,7 @@ Faults of a storage or a network do not belong here: they pass, so the job retri
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 import traceback
@@ -15,6 +16,7 @@ from typing import Any
 from jobs.cli.tracebacks import FOLDER, last_line, without_numbers
 from jobs.outputs.id_ranges import IdRange
 from jobs.storage.folder import Folder
+from jobs.storage.paths import masked
 
 
 def unforeseen(error: BaseException, step: str) -> dict[str, str]:
@@ -25,10 +27,16 @@ def unforeseen(error: BaseException, step: str) -> dict[str, str]:
     """
     return {
         "status": "deferred",
-        "reason": last_line(error),
+        "reason": masked(last_line(error)),
         "step": step,
-        "trace": "".join(traceback.format_exception(error)),
+        "trace": masked("".join(traceback.format_exception(error))),
     }
+
+
+def log_failure(log: logging.Logger, error: BaseException, chunk: Mapping[str, Any]) -> None:
+    """Log the traceback of a failed chunk, without secrets."""
+    trace = masked("".join(traceback.format_exception(error)))
+    log.error("images %s to %s\n%s", chunk["first"], chunk["last"], trace)
 
 
 @dataclass

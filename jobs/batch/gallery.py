@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jobs.batch.job import RunResult
+from jobs.batch.row_images import RowImages
 from jobs.batch.settings import CaptionSettings
-from jobs.inputs.listing import ImageRef
-from jobs.inputs.reader import ImageReader, image_refs
-from jobs.outputs.id_ranges import IdRange
+from jobs.inputs.listing import describe_left_out
 from jobs.storage.errors import AccessDenied, InputFault, TransportFault
+from jobs.storage.paths import masked
 
 if TYPE_CHECKING:
     from captionlib.report import Card
@@ -37,13 +37,13 @@ def write_report(outcome: RunResult, settings: CaptionSettings) -> None:
         errors.update(error.partition(":")[0] for error in rows.column("error").drop_null().to_pylist())
         if len(captions) > 1_000_000:  # an honest count of the frequent ones, in bounded memory
             captions = Counter(dict(captions.most_common(100_000)))
-    with ImageReader(settings.source.image_column) as reader:
-        cards = [_card(row, _image_of(row, outcome, reader)) for row in _sample(outcome, CARDS, failed=False)]
+    with RowImages(outcome.manifest, settings.source.image_column) as images:
+        cards = [_card(row, _image_of(row, images)) for row in _sample(outcome, CARDS, failed=False)]
     cards += [_card(row, None) for row in _sample(outcome, CARDS, failed=True)]
     done, failed = outcome.counts
     summary = RunSummary(
         title="Captions",
-        text=" ".join(settings.inputs),
+        text=". ".join(filter(None, [masked(" ".join(settings.inputs)), describe_left_out(outcome.left_out)])),
         num_planned=outcome.manifest.num_images,
         num_captioned=done,
         num_failed=failed,
@@ -66,14 +66,10 @@ def write_report(outcome: RunResult, settings: CaptionSettings) -> None:
         print(f"report.html could not be written: {error}", file=sys.stderr)
 
 
-def _image_of(row: Mapping[str, Any], outcome: RunResult, reader: ImageReader) -> bytes | None:
+def _image_of(row: Mapping[str, Any], images: RowImages) -> bytes | None:
     """Read the bytes of the image of a row; None if it can no longer be read."""
     try:
-        try:
-            return reader.read(ImageRef(row["path"]))
-        except InputFault:  # no file of its own: the manifest knows in which one it is
-            (image,) = image_refs(outcome.manifest.read(IdRange(row["image_id"], row["image_id"])))
-            return reader.read(image)
+        return images.read(row)
     except (InputFault, TransportFault, AccessDenied):
         return None
 

@@ -64,4 +64,6 @@ class RunResult:
     rates: list[tuple[float, float]] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds of wall-clock time by phase: listing, start of Ray, first images, other images, end."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Number of files that were not read because of their names, by ending."""
     run: dict[str, Any] = field(default_factory=dict)

@@ -108,6 +108,11 @@ class Manifest:
     def _columns(self, here: IdRange, names: list[str]) -> pa.Table:
         return self.folder.read_with(_name(here), lambda file: pq.ParquetFile(file).read(columns=names))
 
+    def paths(self) -> Iterator[list[str]]:
+        """Read the paths of all images in batches, by image id."""
+        for here in self.files:
+            yield self._columns(here, ["path"]).column("path").to_pylist()
+
     def append(
         self,
         listing: Iterable[ImageRef],
@@ -125,9 +130,9 @@ class Manifest:
         Raises:
             UserError: a value does not have the type of its column.
         """
-        known = _KnownPaths()
-        for here in self.files:
-            known.add_new(self._columns(here, ["path"]).column("path").to_pylist())
+        known = KnownTexts()
+        for paths in self.paths():
+            known.add_new(paths)
         files, next_id, seen = list(self.files), self.num_images, 0
         waiting: list[ImageRef] = []
         schema = schemas.MANIFEST.append(pa.field("columns", pa.struct(columns))) if len(columns) else schemas.MANIFEST
@@ -191,7 +196,7 @@ def _chunks(items: Iterable[ImageRef], size: int) -> Iterator[list[ImageRef]]:
         yield chunk
 
 
-class _KnownPaths:
+class KnownTexts:
     """A set of paths, stored as sorted 64-bit digests: 8 bytes per path.
 
     With 10 million paths, the probability that any new path is mistaken for a known one is about 5 in a million.

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.batch.failures import unforeseen
+from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.prometheus import Metrics
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles, replace_rows
@@ -26,6 +26,7 @@ from jobs.outputs.id_ranges import IdRange
 from jobs.outputs.sidecar import Sidecar
 from jobs.storage.errors import AccessDenied, TransportFault
 from jobs.storage.folder import check_path_visible
+from jobs.storage.paths import masked
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +124,10 @@ class ModelStage:
                 receipt |= self._work(chunk, chunks.column("images")[0].values, chunks.column("pixels")[0], steps)
                 self.metrics.count(receipt)
             except (TransportFault, AccessDenied, OSError) as error:  # a storage or a disk, which may come back
-                receipt |= {"status": "deferred", "reason": f"{type(error).__name__}: {error}"[:500]}
+                receipt |= {"status": "deferred", "reason": masked(f"{type(error).__name__}: {error}")[:500]}
             except Exception as error:
                 # Not committed, so not lost: the driver tries the chunk again, and says so if it never works.
-                logger.exception("images %s to %s", chunk["first"], chunk["last"])
+                log_failure(logger, error, chunk)
                 receipt |= unforeseen(error, steps[-1])
         return pa.Table.from_pylist([receipt], schema=schemas.RECEIPT)
 
@@ -162,11 +163,11 @@ class ModelStage:
             if self.sidecar is not None:
                 captioned = table.filter(errors.is_null())
                 self.sidecar.write(zip(*(captioned.column(c).to_pylist() for c in ("path", "caption")), strict=True))
-            files.write(ids, replace_rows(files.read(ids), table) if chunk["redo_errors"] else table)
+            files.write(ids, replace_rows(files.read(ids), table) if chunk["redo"] else table)
         return {
             "status": "committed",
             "done": errors.null_count,
-            "failed": len(errors) - errors.null_count,
+            "failed": len(errors) - errors.null_count - chunk["deferred"],
             "decode_seconds": chunk["decode_seconds"],
             "model_seconds": worked - started,
             "write_seconds": time.monotonic() - writing,

@@ -94,8 +94,9 @@ class Pipeline:
 
 def as_table(chunk: Chunk) -> pa.Table:
     """Convert a chunk to the input of the stages: one row of `schemas.CHUNK`."""
-    row = (*chunk.ids, chunk.redo_errors)
-    return pa.Table.from_arrays([pa.array([value]) for value in row], schema=schemas.CHUNK)
+    row = (*chunk.ids, chunk.redo, list(chunk.canaries))
+    arrays = [pa.array([value], field.type) for value, field in zip(row, schemas.CHUNK, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schemas.CHUNK)
 
 
 def _remote_args(**wanted: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ contain images. Mistakes of the user are reported here, before Ray or a model is
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,14 +14,15 @@ from captionlib.config import to_dict
 from captionlib.errors import UserError
 from jobs.batch.manifest import ROWS_PER_GROUP, Manifest, delete_manifest
 from jobs.batch.settings import BatchSettings
+from jobs.inputs.listing import LeftOut
 from jobs.inputs.sources import Sources
 from jobs.outputs import run_record
 from jobs.outputs.chunk_files import ChunkFiles
-from jobs.outputs.export import FORMATS
+from jobs.outputs.export import delete_exports
 from jobs.outputs.sidecar import Sidecar
 from jobs.storage.errors import AccessDenied, TransportFault
 from jobs.storage.folder import Folder
-from jobs.storage.paths import without_password
+from jobs.storage.paths import masked
 
 
 @contextlib.contextmanager
@@ -49,13 +51,15 @@ def check_inputs(sources: Sources) -> None:
     Raises:
         UserError: an input does not exist or cannot be listed, or no input contains an image.
     """
-    inputs = " ".join(sources.inputs)
+    inputs = masked(" ".join(sources.inputs))
     try:
-        found = [sources.first(text) for text in sources.inputs]
+        left_out = LeftOut()
+        found = [sources.first(text, left_out) for text in sources.inputs]
     except (AccessDenied, TransportFault, OSError) as error:
         raise UserError(f"the input {inputs} cannot be listed: {error}") from error
     if not any(found):
-        raise UserError(f"there are no images in {inputs}: {sources.looked_for}")
+        others = f" ({left_out})" if left_out.counts else ""
+        raise UserError(f"there are no images in {inputs}{others}: {sources.looked_for}")
 
 
 def open_output(
@@ -110,18 +114,24 @@ def _empty(output: Folder, outputs: Mapping[str, ChunkFiles]) -> None:
         files.delete()
     delete_manifest(output / "manifest")
     output.delete(run_record.NAME)
-    for name in ("report.html", *(f"{kind}.{format_}" for kind in outputs for format_ in FORMATS)):
-        output.delete(name)
+    output.delete("report.html")
+    for files in outputs.values():
+        delete_exports(output, files)
 
 
 def list_inputs(
-    sources: Sources, output: Folder, stored: Mapping[str, Any], sidecar: Sidecar | None = None
+    sources: Sources,
+    output: Folder,
+    stored: Mapping[str, Any],
+    sidecar: Sidecar | None = None,
+    limit: int | None = None,
 ) -> Manifest:
     """Return the manifest of an output, extended by the new images of the inputs.
 
     Args:
         stored: record of the output.
         sidecar: will write files beside the images.
+        limit: maximum number of images that are listed.
 
     Raises:
         UserError: an input cannot be listed, or contains images that no file can be written beside.
@@ -138,19 +148,25 @@ def list_inputs(
     try:
         columns = manifest.columns() or sources.columns()
         found = sources.list(manifest.whole_shards() if is_asked_again else ())
-        return manifest.append(found if sidecar is None else sidecar.check(found), note, columns)
+        if sidecar is not None:
+            found = sidecar.check(found)
+        made = manifest.append(itertools.islice(found, limit), note, columns)
     except (AccessDenied, TransportFault) as error:
-        raise UserError(f"the input {' '.join(sources.inputs)} cannot be listed: {error}") from error
+        inputs = masked(" ".join(sources.inputs))
+        raise UserError(f"the input {inputs} cannot be listed: {masked(str(error))}") from error
+    if sidecar is not None and sidecar.left_out and not manifest.files:
+        print(f"{sidecar.left_out['images']:,} images have a text file already, and are left out", file=sys.stderr)
+    return made
 
 
 def for_record(settings: BatchSettings) -> dict[str, Any]:
-    """Return the settings for run.json, without passwords."""
+    """Return the settings for run.json, with secrets masked."""
     values = to_dict(settings)
-    values["input"] = without_password(settings.input)
-    values["also"] = [without_password(text) for text in settings.also]
-    values["output"] = without_password(settings.output)
+    values["input"] = masked(settings.input)
+    values["also"] = [masked(text) for text in settings.also]
+    values["output"] = masked(settings.output)
     if settings.source.root is not None:
-        values["source"]["root"] = without_password(settings.source.root)
+        values["source"]["root"] = masked(settings.source.root)
     if "captioner" in values:
-        values["captioner"]["endpoint"] = [without_password(url) for url in values["captioner"]["endpoint"]]
+        values["captioner"]["endpoint"] = [masked(url) for url in values["captioner"]["endpoint"]]
     return values

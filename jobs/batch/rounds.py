@@ -11,10 +11,11 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.batch import single_process
 from jobs.batch.chunk_tracker import ChunkTracker
@@ -28,8 +29,9 @@ from jobs.cli.progress import Progress, format_seconds
 from jobs.cluster.resources import Plan, plan
 from jobs.cluster.session import RaySession
 from jobs.inputs.sources import Sources
-from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, cut, total
+from jobs.storage.paths import masked
 
 if TYPE_CHECKING:
     from jobs.batch.job import BatchJob, RunResult
@@ -40,6 +42,8 @@ LARGEST_CHUNK_BYTES = 256 * 2**20
 """Largest size of a chunk's pixels by default. Several chunks are in memory at the same time."""
 CHUNKS_PER_ACTOR = 8
 CHUNKS_PER_DECODER = 4
+LAST_FILES = 8
+"""Number of files that are searched for an image which an earlier run fetched from a web server."""
 
 
 def default_chunk_size(num_images: int, resources: Plan, bytes_per_image: int) -> int:
@@ -59,6 +63,7 @@ def run_rounds(
     outcome: RunResult,
     todo: list[IdRange],
     redo: Mapping[IdRange, int],
+    on_commit: Callable[[FileCounts], None] = lambda rows: None,
 ) -> None:
     """Process the remaining images in rounds, and record the figures of the run in `outcome`."""
     work, faults = settings.work, settings.faults
@@ -81,12 +86,19 @@ def run_rounds(
             resources.decode_threads,
             Sources(settings.inputs, settings.source).local_roots(),
             settings.source.image_column,
+            settings.access,
+            resources.num_decoders,
         )
         factory = PassthroughColumns(job.factory(resources), outcome.manifest.columns() or NO_COLUMNS)
         pipeline = kind(fetch, factory, outputs, resources, job.sidecar)
-        tracker = ChunkTracker(outcome.files, progress, faults.max_error_share, patience=8 + 2 * resources.num_actors)
+        patience = 8 + 2 * resources.num_actors
+        rows = outcome.files.totals()
+        tracker = ChunkTracker(outcome.files, progress, faults.max_error_share, patience, rows, redo, on_commit)
         size = work.images_per_chunk or default_chunk_size(num_todo, resources, job.transform.largest_bytes)
-        chunks = [Chunk(ids, redo_errors=True) for ids in redo] + [Chunk(ids) for ids in cut(todo, size)]
+        chunks = [Chunk(ids, "errors" if settings.retry_errors else "deferred") for ids in redo]
+        chunks += [Chunk(ids) for ids in cut(todo, size)]
+        for url in earlier_answers(outcome.files, outcome.manifest):
+            tracker.note_answer(url)
         pause, tries_left = faults.transport_pause, faults.transport_retries
         try:
             with progress:
@@ -98,7 +110,10 @@ def run_rounds(
                     for chunk in ended.poison:
                         _write_poison_row(chunk.ids, outcome.manifest, factory, outputs)
                         progress.add(0, 1)
-                    rounds += [ended.left] if ended.left else []
+                        tracker.count(chunk, FileCounts(failed=1))
+                    # From the second round on, a canary that answers shows that the network is not at fault.
+                    again = [chunk._replace(canaries=tuple(tracker.canaries)) for chunk in ended.left]
+                    rounds += [again] if again else []
                     rounds += [[chunk] for chunk in ended.suspected]
                     if not ended.left:
                         continue
@@ -129,14 +144,25 @@ def run_rounds(
             outcome.run["seconds_by_step"] = {step: round(spent, 1) for step, spent in tracker.seconds.items()}
 
 
+def earlier_answers(files: ChunkFiles, manifest: Manifest) -> list[str]:
+    """Return the URL of an image that an earlier run fetched, from the newest file that has one."""
+    for ids in reversed(files.finished()[-LAST_FILES:]):
+        rows = files.read(ids, ["image_id", "path", "error"])
+        came = pc.and_(pc.is_null(rows.column("error")), pc.match_substring_regex(rows.column("path"), "^https?://"))
+        found = rows.filter(came).column("image_id").to_pylist()
+        if found:  # the rows have no signatures any more
+            return [manifest.read(IdRange(found[-1], found[-1])).column("path")[0].as_py()]
+    return []
+
+
 def _write_poison_row(
     ids: IdRange, manifest: Manifest, factory: ProcessorFactory, outputs: Mapping[str, ChunkFiles]
 ) -> None:
     """Write an error row for an image that killed every process that worked on it, without touching it again."""
     image = manifest.read(ids).to_pylist()[0]
+    carried = {**image, **image.get("columns", {})}
     known = {
-        **image,
-        **image.get("columns", {}),
+        **{name: masked(value) if isinstance(value, str) else value for name, value in carried.items()},
         "error": "WorkerDied: each process that worked on this image died, several times",
     }
     for name, schema in factory.schemas().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,15 @@ from captionlib.errors import UserError
 from jobs.cli.arguments import peek
 from jobs.inputs.settings import SourceSettings
 from jobs.outputs import schemas
+from jobs.outputs.export import EXPORTS
 from jobs.outputs.sidecar import SidecarMode
+from jobs.storage.access import AccessSettings
 
 DEFAULT_MODEL = str(Path(__file__).resolve().parents[2] / "captionlib" / "pretrained" / "default")
 """The checkpoint that comes with the project."""
+
+
+_EXPORTS = "{" + ",".join(EXPORTS) + "}"
 
 
 def _hint(metavar: str, default: str) -> Any:
@@ -59,7 +65,8 @@ class FaultSettings:
     max_error_share: float = 0.5
     """Stop if more than this share of the images fails, after the first 1,000."""
     transport_retries: int = 3
-    """Number of rounds in which images that could not be fetched are retried."""
+    """Number of rounds in which images that could not be fetched are retried while no server answers. If other web
+servers answer, images are retried once, at the end, and then become rows with an error."""
     transport_pause: float = 10.0
     """Seconds before the first of these rounds. The pause triples from round to round (exponential back-off)."""
 
@@ -82,6 +89,8 @@ s3://bucket/photos; also a manifest, a WebDataset or Parquet files (see --input-
 the job and processes new images."""
     also: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Another input. May be repeated."""
+    limit: Annotated[int | None, _hint("N", "all")] = None
+    """Process only the first N images of the inputs."""
     overwrite: bool = False
     """Delete the existing output and start from the beginning."""
     retry_errors: bool = False
@@ -91,8 +100,11 @@ the job and processes new images."""
     source: Annotated[SourceSettings, OmitArgPrefixes] = field(default_factory=SourceSettings)
     work: Annotated[WorkSettings, OmitArgPrefixes] = field(default_factory=WorkSettings)
     faults: Annotated[FaultSettings, OmitArgPrefixes] = field(default_factory=FaultSettings)
+    access: Annotated[AccessSettings, OmitArgPrefixes] = field(default_factory=AccessSettings)
 
     def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--limit must be at least 1, got {self.limit}")
         if self.overwrite and self.retry_errors:
             raise UserError("--overwrite does everything anew, so --retry-errors has nothing to add: leave one out")
         for name, _ in self.source.carried:
@@ -123,22 +135,36 @@ hf:Salesforce/blip-image-captioning-base, or hf:FOLDER. Or openai:NAME, a model 
     dry_run: bool = False
     """Count the images, caption the first hundred and estimate the duration of the whole job; write nothing."""
     jsonl: bool = False
-    """At the end, also write all rows to captions.jsonl."""
+    """At the end, also write all rows to captions.jsonl (the same as --export jsonl)."""
     csv: bool = False
-    """At the end, also write all rows to captions.csv."""
+    """At the end, also write all rows to captions.csv (the same as --export csv)."""
+    export: Annotated[tuple[str, ...], UseAppendAction, tyro.conf.arg(metavar=_EXPORTS)] = ()
+    """At the end, also write the captions in another format: JSON lines, CSV, the results JSON of COCO, or, with the
+images, a WebDataset or a Hugging Face imagefolder. May be repeated."""
     sidecar: Annotated[SidecarMode | None, _hint("{skip,overwrite,append}", "none")] = None
     """Also write each caption to a text file beside its image, such as photo.txt beside photo.jpg. An existing file is
-kept (skip), replaced (overwrite) or extended by a line (append)."""
+kept (skip), replaced (overwrite) or extended by a line (append). With skip, images that have one are not read. If two
+images would share a file, as photo.jpg and photo.png, the later one gets photo.png.txt."""
     sidecar_prefix: str = ""
     """Text before each caption in these files."""
     sidecar_suffix: str = ""
     """Text after each caption in these files."""
+    sidecar_ending: str = ".txt"
+    """Ending of these files, such as .caption."""
+    sidecar_folder: Annotated[str | None, _hint("DIR", "beside the images")] = None
+    """A folder or URL in which these files get a tree like that of the inputs."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sidecar is None and (self.sidecar_prefix or self.sidecar_suffix):
-            raise UserError("--sidecar-prefix and --sidecar-suffix are for --sidecar: give that too")
+        given = self.sidecar_prefix or self.sidecar_suffix or self.sidecar_folder or self.sidecar_ending != ".txt"
+        if self.sidecar is None and given:
+            raise UserError("--sidecar-prefix, -suffix, -ending and -folder are for --sidecar: give that too")
+        if not re.fullmatch(r"\.\w+", self.sidecar_ending):
+            raise UserError(f"--sidecar-ending must be a dot and letters, got {self.sidecar_ending!r}")
+        unknown = sorted(set(self.export) - set(EXPORTS))
+        if unknown:
+            raise UserError(f"--export must be one of {_EXPORTS}, got {', '.join(unknown)}")
         if self.dry_run and (self.overwrite or self.retry_errors):
             raise UserError("--dry-run leaves the output alone: leave out --overwrite and --retry-errors")
 

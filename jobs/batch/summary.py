@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from jobs.batch.job import RunResult
 from jobs.cli.progress import format_seconds
+from jobs.inputs.listing import describe_left_out
 
 if TYPE_CHECKING:
     pass
@@ -33,6 +34,8 @@ def print_summary(outcome: RunResult, verb: str) -> None:
             )
         print(speed)
     print(f'rows:   {folder}  (pandas.read_parquet("{folder}"))')
+    if outcome.left_out:
+        print(describe_left_out(outcome.left_out))
     if outcome.output.exists("report.html"):
         print(f"report: {outcome.output.url}/report.html")
     if failed and outcome.images:

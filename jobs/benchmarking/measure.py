@@ -30,7 +30,7 @@ from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import ImageReader
 from jobs.inputs.sources import Sources
 from jobs.storage.errors import InputFault
-from jobs.storage.read import is_local
+from jobs.storage.paths import is_local
 
 if TYPE_CHECKING:
     from captionlib.captioners.predictor import Predictor

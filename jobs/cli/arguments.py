@@ -67,7 +67,7 @@ def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, A
     # Groups without a prefix on the command line have none in a file either.
     flat = {
         field.name: group
-        for group in ("source", "work", "faults", "captioner")
+        for group in ("source", "work", "faults", "access", "captioner")
         if group in hints
         for field in dataclasses.fields(hints[group])
     }

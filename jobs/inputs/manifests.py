@@ -1,28 +1,61 @@
-"""Reads lists of images that a person provides: a Parquet or CSV table, or a text file with one path or URL per
-line.
+"""Reads lists of images that a person provides: a Parquet, CSV or JSON lines table, or a text file with one path or URL
+per line.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captionlib.errors import UserError
-from jobs.inputs.listing import ImageRef
-from jobs.inputs.parquet import read_columns
-from jobs.storage.errors import InputFault
+from jobs.inputs.listing import ImageRef, Request, is_folder, list_files, path_of
+from jobs.inputs.parquet import parquet_schema, read_columns
+from jobs.storage.errors import with_retries
+from jobs.storage.paths import is_local
 from jobs.storage.random_access import open_shard
-from jobs.storage.read import filesystem, is_local
+from jobs.storage.read import input_filesystem
 
-TABLE_EXTENSIONS = (".parquet", ".csv", ".tsv", ".txt")
+_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+TABLE_EXTENSIONS = (*_KINDS, ".txt")
+LINES_FOR_NAMES = 1_000
+"""Number of JSON lines that are searched for the names of columns."""
 PATH_COLUMNS = ("path", "url", "image_path", "image_url", "file_name", "filename", "file", "filepath", "image", "img")
 """Column names that are searched for paths or URLs by default."""
+
+
+class Manifests:
+    """Tables or texts that list images by path or URL."""
+
+    looked_for = "paths or URLs in tables are looked for"
+
+    def matches(self, text: str, request: Request) -> bool:
+        """Whether the name ends as that of a table does."""
+        return not is_folder(text) and path_of(text).endswith(TABLE_EXTENSIONS)
+
+    def list(self, text: str, request: Request) -> Iterator[ImageRef]:
+        """List the images of all tables."""
+        for file in list_files(text, TABLE_EXTENSIONS, request.left_out):
+            yield from list_table(file.path, request.columns, request.path_column, request.root)
+
+    def columns(self, text: str, request: Request) -> Mapping[str, pa.DataType]:
+        """Return the columns of the first table."""
+        first = next(list_files(text, TABLE_EXTENSIONS), None)
+        return columns_of_table(first.path) if first is not None else {}
+
+
+def columns_of_table(path: str) -> Mapping[str, pa.DataType]:
+    """Return the columns of a table with their types."""
+    schema = with_retries(lambda: table_schema(path))
+    types = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
+    return {name: kind.value_type if pa.types.is_dictionary(kind) else kind for name, kind in types.items()}
 
 
 def list_table(
@@ -31,7 +64,7 @@ def list_table(
     """Stream the images that a table lists.
 
     Args:
-        path: file ending in .parquet, .csv or .tsv; any other file is read as text with one path per line.
+        path: file ending in .parquet, .csv, .tsv, .jsonl or .ndjson; any other is text with one path per line.
         columns: names of columns to copy into the output; the value is None where the table has no such column.
         path_column: column of paths or URLs; None to search for a usual name.
         root: folder or URL that relative paths start from; None for the table's own folder.
@@ -61,23 +94,23 @@ def resolve(text: str, root: str) -> str:
 
 
 def table_schema(path: str) -> pa.Schema | None:
-    """Return names and types of the columns of a table; None for a text file."""
+    """Read the columns of a table and their types; None for text without columns."""
     kind = _kind(path)
     if kind == "parquet":
-        try:
-            with open_shard(path) as stream:
-                return pq.read_schema(stream)
-        except pa.ArrowInvalid as error:
-            raise InputFault("DamagedFile", f"{path} cannot be read as Parquet: {error}") from error
+        return parquet_schema(path)
     if kind == "text":
         return None
+    if kind == "jsonl":
+        first = itertools.islice(_json_lines(path), LINES_FOR_NAMES)
+        names = dict.fromkeys(name for row in first if isinstance(row, dict) for name in row)
+        return pa.schema([(name, pa.string()) for name in names])
     with _open_text(path) as lines:
         return pa.schema([(name, pa.string()) for name in next(csv.reader(lines, delimiter=_delimiter(path)), [])])
 
 
 def _kind(path: str) -> str:
     extension = os.path.splitext(path.partition("?")[0] if "://" in path else path)[1].lower()
-    return {".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}.get(extension, "text")
+    return _KINDS.get(extension, "text")
 
 
 def _rows(path: str, columns: Sequence[str], path_column: str | None) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -88,8 +121,12 @@ def _rows(path: str, columns: Sequence[str], path_column: str | None) -> Iterato
                 if line.strip():
                     yield line.strip(), (None,) * len(columns)
         return
+    kind = _kind(path)
+    if kind == "jsonl":
+        yield from _json_rows(path, schema, columns, path_column)
+        return
     name = _path_column(path, schema, path_column)
-    if _kind(path) == "parquet":
+    if kind == "parquet":
         with open_shard(path) as stream:
             for values in read_columns(pq.ParquetFile(stream), [name, *columns]):
                 yield values[0], values[1:]
@@ -97,6 +134,37 @@ def _rows(path: str, columns: Sequence[str], path_column: str | None) -> Iterato
     with _open_text(path) as lines:
         for row in csv.DictReader(lines, delimiter=_delimiter(path)):
             yield row[name], tuple(row.get(column) for column in columns)
+
+
+def _json_rows(
+    path: str, schema: pa.Schema, columns: Sequence[str], path_column: str | None
+) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Rows of JSON lines: objects, or texts that are paths. Values that are no text are copied as JSON."""
+    name: str | None = None
+    for row in _json_lines(path):
+        if isinstance(row, str):
+            yield row, (None,) * len(columns)
+            continue
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: every line must be an object or a path, got {str(row)[:50]}")
+        name = name or _path_column(path, schema, path_column)
+        yield row.get(name), tuple(json_text(row.get(column)) for column in columns)
+
+
+def json_text(value: Any) -> str | None:
+    """Return a value of JSON as the text of a column."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _json_lines(path: str) -> Iterator[Any]:
+    with _open_text(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is no JSON ({error})") from error
 
 
 def _path_column(path: str, schema: pa.Schema, wanted: str | None) -> str:
@@ -117,7 +185,7 @@ def _open_text(path: str) -> io.TextIOWrapper:
     # newline="": CSV has its own idea of where a row ends. A byte order mark is passed over.
     if is_local(path):
         return open(path, encoding="utf-8-sig", errors="replace", newline="")
-    return io.TextIOWrapper(filesystem(path).open(path, "rb"), encoding="utf-8-sig", errors="replace", newline="")
+    return io.TextIOWrapper(input_filesystem(path).open(path, "rb"), encoding="utf-8-sig", errors="replace", newline="")
 
 
 def _delimiter(path: str) -> str:

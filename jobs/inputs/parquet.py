@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.inputs.listing import ImageRef
-from jobs.storage.errors import InputFault
+from jobs.inputs.listing import ImageRef, Request, is_folder, list_files, path_of
+from jobs.inputs.threads import list_shards
+from jobs.storage.errors import InputFault, with_retries
 from jobs.storage.random_access import open_shard
 
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img", "bytes", "image_bytes", "image_data", "content")
 """Column names that are searched for the bytes of images by default."""
+PARQUET_EXTENSIONS = (".parquet",)
 ROWS_AT_ONCE = 1_000
 
 
-def image_column(schema: pa.Schema, wanted: str | None) -> str | None:
+def find_image_column(schema: pa.Schema, wanted: str | None) -> str | None:
     """Find the column that contains images as bytes or as a struct with `bytes`; None if there is none.
 
     Args:
@@ -36,12 +40,72 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str | None:
     return None
 
 
-def list_parquet(path: str, columns: Sequence[str] = ()) -> Iterator[ImageRef]:
+class ParquetWithImages:
+    """Parquet files with a column of images."""
+
+    looked_for = "Parquet files with a column of images are looked for; --image-column names it"
+
+    def matches(self, text: str, request: Request) -> bool:
+        """Whether the name ends in .parquet, and the first file has such a column."""
+        if is_folder(text) or not path_of(text).endswith(PARQUET_EXTENSIONS):
+            return False
+        first = next(list_files(text, PARQUET_EXTENSIONS), None)
+        return first is not None and _has_images(first.path, request)
+
+    def list(self, text: str, request: Request) -> Iterator[ImageRef]:
+        """List the rows of all files; those without images are what img2dataset writes beside its tars."""
+        files = list_files(text, PARQUET_EXTENSIONS, request.left_out)
+        with_images = (file.path for file in files if _has_images(file.path, request))
+        index = functools.partial(list_parquet, columns=request.columns, image_column=request.image_column)
+        return list_shards(with_images, index, request)
+
+    def columns(self, text: str, request: Request) -> Mapping[str, pa.DataType]:
+        """Return the columns of the first file."""
+        first = next(list_files(text, PARQUET_EXTENSIONS), None)
+        if first is None:
+            return {}
+        schema = parquet_schema(first.path)
+        types = zip(schema.names, schema.types, strict=True)
+        return {name: kind.value_type if pa.types.is_dictionary(kind) else kind for name, kind in types}
+
+
+def parquet_schema(path: str) -> pa.Schema:
+    """Read the schema of a Parquet file.
+
+    Raises:
+        InputFault: kind DamagedFile.
+    """
+
+    def read() -> pa.Schema:
+        try:
+            with open_shard(path) as stream:
+                return pq.read_schema(stream)
+        except pa.ArrowInvalid as error:
+            raise InputFault("DamagedFile", f"{path} cannot be read as Parquet: {error}") from error
+
+    return with_retries(read)
+
+
+def _has_images(path: str, request: Request) -> bool:
+    return find_image_column(parquet_schema(path), request.image_column) is not None
+
+
+def list_parquet(path: str, columns: Sequence[str] = (), image_column: str | None = None) -> Iterator[ImageRef]:
     """List the rows of a Parquet file with images, without reading the images."""
     with open_shard(path) as stream:
         file = pq.ParquetFile(stream)
-        for row, values in enumerate(read_columns(file, columns)):
-            yield ImageRef(f"{path}/{row}", None, path, None, row, values)
+        # As `datasets` writes them: struct<bytes, path>, where the path is the name that the image had.
+        inner = f"{find_image_column(file.schema_arrow, image_column)}.path"
+        with_names = inner in {file.schema.column(i).path for i in range(len(file.schema))}
+        names = _inner_paths(file, inner) if with_names else itertools.repeat(None)
+        for row, (values, name) in enumerate(zip(read_columns(file, columns), names, strict=False)):
+            yield ImageRef(f"{path}/{row}" + ("/" + name.strip("/") if name else ""), None, path, None, row, values)
+
+
+def _inner_paths(file: pq.ParquetFile, column: str) -> Iterator[str | None]:
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
+        for value in batch.column(0).to_pylist():
+            yield value and value["path"]
 
 
 def read_columns(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -61,7 +125,7 @@ class ParquetImages:
     """Reads images of one file by row. Ascending rows are cheap, because preceding rows have to be decoded as well.
 
     Args:
-        column: name found by `image_column`.
+        column: name found by `find_image_column`.
     """
 
     def __init__(self, path: str, column: str | None = None) -> None:
@@ -102,7 +166,7 @@ class ParquetImages:
         """Yield batches (first row, images), starting with the row group of `row`, decoded page by page."""
         stream = self._open.enter_context(open_shard(self.path))
         file = pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
-        name = image_column(file.schema_arrow, self.column)
+        name = find_image_column(file.schema_arrow, self.column)
         if name is None:
             raise InputFault("DamagedShard", f"{self.path} has no column of images any more")
         first = 0

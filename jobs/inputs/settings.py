@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import UseAppendAction, arg
 
 from captionlib.errors import UserError
+from jobs.inputs.formats import INPUT_FORMATS
 
-InputFormat = Literal["auto", "images", "webdataset", "parquet", "manifest"]
+AUTO = "auto"
+_FORMATS = "{" + ",".join([AUTO, *INPUT_FORMATS]) + "}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSettings:
     """What the inputs contain, and which of their images are processed."""
 
-    input_format: InputFormat = "auto"
-    """What an input contains: image files; tars of a WebDataset; Parquet files with the bytes of images; or a manifest
-of paths or URLs (Parquet, CSV, or text with one per line). By default the ending .tar, .parquet, .csv, .tsv or .txt
-decides; all other inputs contain image files."""
+    input_format: Annotated[str, arg(metavar=_FORMATS)] = AUTO
+    """What an input contains: image files; tars of a WebDataset; Parquet files with the bytes of images; a manifest of
+paths or URLs (Parquet, CSV, JSON lines, or text with one per line); or a Hugging Face imagefolder, whose metadata.csv
+or metadata.jsonl has columns. By default the ending .tar, .parquet, .csv, .tsv, .jsonl or .txt decides, and a folder
+with such metadata is an imagefolder where --columns asks for them; all other inputs contain image files."""
     include: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Process only images that match a pattern such as "*_front.jpg" or "2024/*". The pattern is compared with the path
 and with the rest of the path after each slash. May be repeated."""
@@ -30,6 +33,8 @@ and with the rest of the path after each slash. May be repeated."""
     columns: Annotated[tuple[str, ...], UseAppendAction] = ()
     """A column of a manifest or of Parquet files to copy into the output; for a WebDataset `key`, a member such as
 `txt`, or a field of `json`. NEW=OLD renames it. May be repeated."""
+    only_missing: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: all images)")] = None
+    """Process only images without a value in this column of a manifest, such as `caption`; others are not read."""
     path_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: path, url, …)")] = None
     """The column of a manifest that contains paths or URLs."""
     image_column: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: jpg, image, …)")] = None
@@ -38,6 +43,8 @@ and with the rest of the path after each slash. May be repeated."""
     """The folder or URL that relative paths of a manifest start from."""
 
     def __post_init__(self) -> None:
+        if self.input_format not in (AUTO, *INPUT_FORMATS):
+            raise UserError(f"--input-format must be one of {_FORMATS}, got {self.input_format}")
         names = [ours for ours, _ in self.carried]
         for name in names:
             if not name:

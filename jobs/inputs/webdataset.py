@@ -6,12 +6,15 @@ machine.
 
 from __future__ import annotations
 
+import functools
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jobs.inputs.listing import IMAGE_EXTENSIONS, ImageRef
+from captionlib.images.formats import IMAGE_ENDINGS
+from jobs.inputs.listing import ImageRef, LeftOut, Request, list_files, path_of
+from jobs.inputs.threads import list_shards
 from jobs.storage.random_access import open_shard
 
 TAR_EXTENSIONS = (".tar",)
@@ -21,20 +24,42 @@ LARGEST_TEXT = 2**20
 """Largest member, in bytes, that can be copied into a column."""
 
 
-def list_tar(path: str, columns: Sequence[str] = ()) -> Iterator[ImageRef]:
+class WebDataset:
+    """Tars with the members of each sample one after the other."""
+
+    looked_for = "tars are looked for, and in them files that end as images do"
+
+    def matches(self, text: str, request: Request) -> bool:
+        """Whether the name ends in .tar."""
+        return path_of(text).endswith(TAR_EXTENSIONS)
+
+    def list(self, text: str, request: Request) -> Iterator[ImageRef]:
+        """List the images of all tars."""
+        files = list_files(text, TAR_EXTENSIONS, request.left_out)
+        index = functools.partial(list_tar, columns=request.columns, left_out=request.left_out)
+        return list_shards((file.path for file in files), index, request)
+
+    def columns(self, text: str, request: Request) -> None:
+        """Members of a sample are text."""
+        return
+
+
+def list_tar(path: str, columns: Sequence[str] = (), left_out: LeftOut | None = None) -> Iterator[ImageRef]:
     """List the images of a tar in file order. For a damaged tar, a last entry without an offset stands for the rest.
 
     Args:
         columns: values to copy for each sample: `key`, the text of a member by its extension (such as `txt`), or a
-            field
-            of its `json` member; None where a sample has no such value.
+            field of its `json` member; None where a sample has no such value.
     """
     with open_shard(path) as stream:
         try:
             # Not tarfile's "r": a compressed tar cannot be read from its middle.
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for key, members in _samples(tar):
-                    images = [member for member in members if member.name.lower().endswith(IMAGE_EXTENSIONS)]
+                    images = [member for member in members if member.name.lower().endswith(IMAGE_ENDINGS)]
+                    if not images and left_out is not None:
+                        for member in members:
+                            left_out.add(member.name)
                     values = _texts(tar, key, members, columns) if images and columns else (None,) * len(columns)
                     for member in images:
                         yield ImageRef(

@@ -6,17 +6,19 @@ which images remain, writing a file twice replaces it, and `pandas.read_parquet(
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captionlib.errors import UserError
+from jobs.outputs import schemas
 from jobs.outputs.id_ranges import IdRange, cut, without_covered
 from jobs.storage.folder import TEMPORARY, Folder
 
@@ -25,20 +27,42 @@ ROWS_PER_FILE = 50_000
 LARGEST_CHUNK = 2_048
 """A file with more rows is split before some of its rows are processed again."""
 
+_DEFERRED_KEY = b"captionlib.deferred"
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
+Redo = Literal["errors", "deferred"]
+
+
 class Counts(NamedTuple):
-    """Numbers of rows without and with an error."""
+    """Numbers of rows without and with an error in a finished output."""
 
     done: int
     failed: int
 
+
+class FileCounts(NamedTuple):
+    """Numbers of rows in one or several files."""
+
+    done: int = 0
+    failed: int = 0
+    deferred: int = 0
+    """Rows whose images could not be fetched yet."""
+
     @property
     def total(self) -> int:
         """Number of all rows."""
-        return self.done + self.failed
+        return self.done + self.failed + self.deferred
+
+    def plus(self, other: FileCounts) -> FileCounts:
+        """Add two counts."""
+        return FileCounts(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def minus(self, other: FileCounts) -> FileCounts:
+        """Subtract another count."""
+        return FileCounts(*(a - b for a, b in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -62,6 +86,10 @@ class ChunkFiles:
     def write(self, ids: IdRange, table: pa.Table) -> None:
         """Write the file of a range, replacing an existing one."""
         assert table.num_rows == ids.size, f"{table.num_rows} rows for {ids}"
+        # Stored in the footer, so that a resumed run finds deferred images without reading rows.
+        deferred = pc.sum(pc.starts_with(table.column("error"), schemas.DEFERRED)).as_py() or 0
+        metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != _DEFERRED_KEY}
+        table = table.replace_schema_metadata(metadata | ({_DEFERRED_KEY: str(deferred).encode()} if deferred else {}))
         sink = pa.BufferOutputStream()
         # A dictionary and statistics of a tensor's values take three times as long as all else, and help nobody.
         searchable = not any(pa.types.is_fixed_size_binary(field.type) for field in table.schema)
@@ -89,8 +117,8 @@ class ChunkFiles:
         prefix = b"captionlib."
         return {k[len(prefix) :].decode(): v.decode() for k, v in stored.items() if k.startswith(prefix)}
 
-    def count(self, ranges: Iterable[IdRange]) -> dict[IdRange, Counts]:
-        """Count the rows of each file without and with an error, from the footers of the files.
+    def count(self, ranges: Iterable[IdRange]) -> dict[IdRange, FileCounts]:
+        """Count the rows of each file, from the footers of the files.
 
         Raises:
             UserError: the footer of a file contradicts its name.
@@ -104,6 +132,10 @@ class ChunkFiles:
                     "file and run the command again"
                 )
         return counted
+
+    def totals(self) -> FileCounts:
+        """Count the rows of all files."""
+        return functools.reduce(FileCounts.plus, self.count(self.finished()).values(), FileCounts())
 
     def tidy(self) -> None:
         """Delete remains of an interrupted run: files inside the range of a larger file, and incomplete files."""
@@ -120,23 +152,27 @@ class ChunkFiles:
         """
         self._parallel(self._merge_files, adjacent_groups(self.finished(), target_rows))
 
-    def split_for_redo(self, images_per_chunk: int) -> dict[IdRange, int]:
+    def split_for_redo(self, images_per_chunk: int, kind: Redo = "errors") -> dict[IdRange, int]:
         """Return the files that contain errors with the number of errors, after splitting large files into chunks.
 
         After a crash, chunks may exist beside the large file that they were split from; `tidy` deletes them.
+
+        Args:
+            kind: all errors, or only those of images that could not be fetched yet.
         """
         found: dict[IdRange, int] = {}
         for ids, counts in self.count(self.finished()).items():
-            if not counts.failed:
+            count = counts.deferred + (counts.failed if kind == "errors" else 0)
+            if not count:
                 continue
             if ids.size <= LARGEST_CHUNK:
-                found[ids] = counts.failed
+                found[ids] = count
                 continue
             table = self.read(ids)
             for chunk in cut([ids], images_per_chunk):
                 rows = table.slice(chunk.first - ids.first, chunk.size)
                 self.write(chunk, rows)
-                failed = rows.num_rows - rows.column("error").null_count
+                failed = len(ids_to_redo(rows, kind))
                 if failed:
                     found[chunk] = failed
             self.folder.delete(self._name(ids))
@@ -154,7 +190,7 @@ class ChunkFiles:
         matches = map(pattern.fullmatch, self.folder.names())
         return [IdRange(int(match[1]), int(match[2])) for match in matches if match is not None]
 
-    def _count_file(self, ids: IdRange) -> Counts:
+    def _count_file(self, ids: IdRange) -> FileCounts:
         return self.folder.read_with(self._name(ids), _count_rows)
 
     def _merge_files(self, group: Sequence[IdRange]) -> None:
@@ -168,8 +204,8 @@ class ChunkFiles:
             return list(pool.map(action, items))
 
 
-def _count_rows(file: IO[bytes]) -> Counts:
-    """Count rows without and with an error, from the footer if it contains the statistics."""
+def _count_rows(file: IO[bytes]) -> FileCounts:
+    """Count rows, from the footer if it contains the statistics."""
     parquet = pq.ParquetFile(file)
     footer = parquet.metadata
     column = footer.schema.names.index("error")
@@ -178,7 +214,8 @@ def _count_rows(file: IO[bytes]) -> Counts:
         without_error = sum(s.null_count for s in statistics)
     else:
         without_error = parquet.read(columns=["error"]).column("error").null_count
-    return Counts(without_error, footer.num_rows - without_error)
+    deferred = int((footer.metadata or {}).get(_DEFERRED_KEY, 0))
+    return FileCounts(without_error, footer.num_rows - without_error - deferred, deferred)
 
 
 def adjacent_groups(ranges: Iterable[IdRange], target_rows: int) -> list[list[IdRange]]:
@@ -206,7 +243,9 @@ def replace_rows(old: pa.Table, new: pa.Table) -> pa.Table:
     return pa.concat_tables([kept.cast(new.schema), new]).sort_by("image_id")
 
 
-def failed_ids(rows: Any) -> list[int]:
-    """Return the image ids of the rows with an error."""
-    ids: list[int] = rows.filter(pc.is_valid(rows.column("error"))).column("image_id").to_pylist()
+def ids_to_redo(rows: pa.Table, kind: Redo) -> list[int]:
+    """Return the image ids of the rows with an error, or only of those whose images could not be fetched yet."""
+    errors = rows.column("error")
+    chosen = pc.is_valid(errors) if kind == "errors" else pc.starts_with(errors, schemas.DEFERRED)
+    ids: list[int] = rows.filter(chosen).column("image_id").to_pylist()
     return ids

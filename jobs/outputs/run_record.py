@@ -36,9 +36,13 @@ def read_record(folder: Folder) -> dict[str, Any]:
     return record
 
 
-def write_record(folder: Folder, record: Mapping[str, Any]) -> None:
-    """Write the record, replacing an existing one."""
-    folder.write(NAME, json.dumps(record, indent=2, ensure_ascii=False, default=str).encode() + b"\n")
+def write_record(folder: Folder, record: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Write the record, replacing an existing one.
+
+    Args:
+        durable: see `Folder.write`.
+    """
+    folder.write(NAME, json.dumps(record, indent=2, ensure_ascii=False, default=str).encode() + b"\n", durable=durable)
 
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:

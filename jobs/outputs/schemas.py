@@ -41,8 +41,18 @@ CAPTIONS = pa.schema(
     ]
 )
 
+DEFERRED = "Deferred: "
+"""Prefix of the error of an image that could not be fetched and will be retried. A finished output has none."""
+
 # A chunk of the job as Ray gets it.
-CHUNK = pa.schema([("first", pa.int64()), ("last", pa.int64()), ("redo_errors", pa.bool_())])
+CHUNK = pa.schema(
+    [
+        ("first", pa.int64()),
+        ("last", pa.int64()),
+        ("redo", pa.string()),  # "" for all images; "errors" or "deferred" for those with such a row
+        ("canaries", pa.list_(pa.string())),  # URLs of the inputs whose servers have answered this job
+    ]
+)
 
 # The same chunk with its images decoded (and what is carried along, in `images`). A chunk is one row from end to end,
 # so that Ray cannot cut it or join two.
@@ -54,6 +64,8 @@ DECODED = pa.schema(
         ("step", pa.string()),  # what failed, where nobody foresaw it, …
         ("trace", pa.string()),  # … and the traceback of that
         ("node", pa.string()),  # of a chunk that is not ready
+        ("deferred", pa.int32()),  # images that could not be fetched
+        ("answered", pa.string()),  # the URL of one that could
         (
             "images",
             pa.list_(
@@ -84,8 +96,10 @@ RECEIPT = pa.schema(
         ("last", pa.int64()),
         ("done", pa.int32()),
         ("failed", pa.int32()),
+        ("deferred", pa.int32()),  # rows that are committed, but whose images could not be fetched
+        ("answered", pa.string()),  # the URL of one that could
         ("status", pa.string()),  # committed, deferred or denied
-        ("reason", pa.string()),  # why it is not committed
+        ("reason", pa.string()),  # why it is not committed, or why images of it are deferred
         ("step", pa.string()),  # what failed, where nobody foresaw it: decoding, the model or writing; …
         ("trace", pa.string()),  # … and the traceback of that
         ("node", pa.string()),

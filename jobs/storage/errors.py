@@ -44,6 +44,14 @@ class TransportFault(StorageError):
     """The connection to the storage failed; the image is not at fault. Raised after the last retry."""
 
 
+class HostUnreachable(TransportFault):
+    """A web server that cannot be reached. An immediate retry would not help; other servers may answer."""
+
+
+class RequestFailed(TransportFault):
+    """A web server that was reached, but gave no valid answer."""
+
+
 class AccessDenied(StorageError):
     """The storage rejects the credentials. Retrying cannot help, and no image is at fault."""
 
@@ -52,7 +60,7 @@ def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """Call `action`, and retry transport faults with exponential back-off and full jitter.
 
     Raises:
-        FileNotFoundError, PermissionError, IsADirectoryError, InputFault, AccessDenied: immediately.
+        FileNotFoundError, PermissionError, IsADirectoryError, InputFault, AccessDenied, HostUnreachable: immediately.
         TransportFault: after the last attempt, with the message of the last fault.
     """
     for attempt in range(attempts):
@@ -62,7 +70,7 @@ def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
             known = classify_storage_error(error)
             if not isinstance(known, TransportFault):
                 raise known from error
-            if attempt == attempts - 1:
+            if isinstance(known, HostUnreachable) or attempt == attempts - 1:
                 raise known from error
             longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt)
             # Jitter, so that the threads of all workers do not come back to a busy server at the same moment.

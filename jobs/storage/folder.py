@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
 from jobs.storage.errors import AccessDenied, with_retries
-from jobs.storage.read import filesystem, is_local, open_once, read_once
+from jobs.storage.paths import is_local
+from jobs.storage.read import filesystem, open_once, read_once
 
 T = TypeVar("T")
 
@@ -88,6 +89,7 @@ class Folder:
             with filesystem(self.url).transaction, filesystem(self.url).open(target, "wb") as file:
                 yield file
             return
+        os.makedirs(self.url, exist_ok=True)
         with _replacing(target, hidden, durable=True) as file:
             yield file
 

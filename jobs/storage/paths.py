@@ -6,9 +6,13 @@ import os
 import re
 
 from captionlib.errors import UserError
-from jobs.storage.read import is_local
 
 _PACKAGE = "/runtime_resources/working_dir_files/"
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is on a local or mounted disk rather than a URL."""
+    return "://" not in path or path.startswith("/")
 
 
 def check_paths_outlive_job(*paths: str) -> None:
@@ -25,8 +29,21 @@ def check_paths_outlive_job(*paths: str) -> None:
             )
 
 
-def without_password(url: str) -> str:
-    """Remove `user:password@` and the query, which may be a signature, from a URL."""
-    if "://" not in url:
-        return url
-    return re.sub(r"://[^/@]*@", "://", url).partition("?")[0]
+_SECRETS = re.compile(
+    # Parameters of AWS, Google and Azure signatures, and usual names of tokens; `key` only with a long value.
+    r"(?i)(?<=[?&])([a-z_-]*(?:signature|credential|token|secret|password|passwd|pwd|authorization|api[_-]?key|"
+    r"access[_-]?key(?:id)?|accessid|session[_-]?id)|sig|auth|key(?==[^&#\s]{20}))=[^&#\s'\"]+"
+)
+_USER = re.compile(r"(?<=://)[^/@\s'\"]*@")
+MASK = "***"
+
+
+def masked(text: str) -> str:
+    """Mask the secrets of all URLs in a text: `user:password@`, and query parameters that sign or authorise.
+
+    Everything that others than the job may read goes through this function: rows, exports, reports, logs, error
+    messages, tags of metrics.
+    """
+    if "://" not in text:
+        return text
+    return _SECRETS.sub(rf"\1={MASK}", _USER.sub(f"{MASK}@", text))

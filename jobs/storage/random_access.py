@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import IO
 
-from jobs.storage.read import filesystem, is_local
+from jobs.storage.paths import is_local
+from jobs.storage.read import input_filesystem
 
 BLOCK_BYTES = 2**22
 """Bytes that are read ahead in a remote tar, because its members are small and it is read sequentially."""
@@ -19,5 +20,5 @@ def open_shard(path: str) -> Iterator[IO[bytes]]:
         with open(path, "rb") as local:
             yield local
         return
-    with filesystem(path).open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead") as remote:
+    with input_filesystem(path).open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead") as remote:
         yield remote

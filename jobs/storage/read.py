@@ -8,10 +8,15 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import IO, Any, TypeVar
 
 from captionlib.errors import UserError
+from jobs.storage.access import AccessSettings
 from jobs.storage.errors import AccessDenied, InputFault, TransportFault, with_retries
+from jobs.storage.http import HttpClient
+from jobs.storage.paths import is_local
 from jobs.storage.s3 import S3Objects
 
 T = TypeVar("T")
@@ -28,7 +33,8 @@ def read_bytes(path: str, size: int | None = None) -> bytes:
         size: bytes according to the listing. A shorter body is retried as truncated, unless the file has changed since.
 
     Raises:
-        InputFault: kinds NotFound, PermissionDenied, NotAFile, FileTooLarge.
+        InputFault: kinds NotFound, PermissionDenied, NotAFile, FileTooLarge; for a web server also HttpError,
+            TooManyRedirects and InvalidUrl.
         TransportFault: after the last retry.
         AccessDenied: the credentials were rejected.
     """
@@ -36,7 +42,7 @@ def read_bytes(path: str, size: int | None = None) -> bytes:
         raise InputFault("FileTooLarge", f"{size} bytes, {MAX_BYTES} is the limit")
 
     def attempt() -> bytes:
-        data = read_once(path)
+        data = read_once(path, _inputs)
         if size is not None and len(data) < size and len(data) != _size_now(path):
             raise TransportFault(errno.EIO, f"got {len(data)} of {size} bytes", path)
         return data
@@ -58,7 +64,7 @@ def read_range(path: str, offset: int, size: int) -> bytes:
             with open(path, "rb") as file:
                 file.seek(offset)
                 return file.read(size)
-        data: bytes = filesystem(path).cat_file(path, start=offset, end=offset + size)
+        data: bytes = input_filesystem(path).cat_file(path, start=offset, end=offset + size)
         if len(data) > size and offset:
             raise AccessDenied(
                 errno.ENOTSUP, f"the server of {path} does not support byte ranges: copy the file to a disk or a bucket"
@@ -77,6 +83,8 @@ def _to_fault(path: str, attempt: Callable[[], T]) -> T:
     except (InputFault, AccessDenied, TransportFault):
         raise
     except FileNotFoundError as error:
+        if path.startswith(("http://", "https://")):
+            raise InputFault("NotFound", error.strerror or "the server has no such file") from error
         hint = "; its name is not UTF-8: rename it" if "\ufffd" in path else ""
         raise InputFault("NotFound", f"it was there when the input was listed{hint}") from error
     except PermissionError as error:
@@ -85,59 +93,117 @@ def _to_fault(path: str, attempt: Callable[[], T]) -> T:
         raise InputFault("NotAFile", "it is a folder") from error
 
 
-# fsspec makes one instance per thread; an instance may be shared, and then so are its connections.
-_filesystems: dict[str, Any] = {}
-_filesystems_lock = threading.Lock()
-_s3_objects = S3Objects()
+@dataclass(frozen=True)
+class Access:
+    """Clients for all storages with one set of settings. Threads may share an instance."""
+
+    settings: AccessSettings = field(default_factory=AccessSettings)
+    processes: int = 1
+    """Number of processes that share the limits of the settings."""
+    _filesystems: dict[str, Any] = field(default_factory=dict, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+
+    @cached_property
+    def s3_objects(self) -> S3Objects:
+        """Return the S3 client of Arrow."""
+        return S3Objects(anonymous=self.settings.anonymous, requester_pays=self.settings.requester_pays)
+
+    @cached_property
+    def http(self) -> HttpClient:
+        """Return the client for web servers."""
+        return HttpClient(self.settings, self.processes)
+
+    def filesystem(self, path: str) -> Any:
+        """Return the fsspec filesystem for a path or URL: one instance per protocol, without cached listings."""
+        import fsspec
+
+        # fsspec makes one instance per thread; an instance may be shared, and then so are its connections.
+        protocol = "file" if is_local(path) else path.partition("://")[0]
+        with self._lock:
+            if protocol not in self._filesystems:
+                try:
+                    self._filesystems[protocol] = fsspec.filesystem(protocol, **self._options(protocol))
+                except (ValueError, ImportError) as error:  # unknown, or its package is not installed
+                    raise UserError(f"{path} cannot be opened: {error}") from error
+            return self._filesystems[protocol]
+
+    def _options(self, protocol: str) -> dict[str, Any]:
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        settings = self.settings
+        if protocol in ("s3", "s3a"):
+            # A worker's threads share this instance; botocore's default is 10 connections.
+            options["config_kwargs"] = {"max_pool_connections": 64, "retries": {"mode": "standard"}}
+            options |= {"anon": True} if settings.anonymous else {}
+            options |= {"requester_pays": True} if settings.requester_pays else {}
+        elif protocol in ("gs", "gcs"):
+            options |= {"token": "anon"} if settings.anonymous else {}
+            options |= {"requester_pays": True} if settings.requester_pays else {}
+        elif protocol in ("az", "abfs", "abfss", "adl"):
+            options |= {"anon": True} if settings.anonymous else {}
+        elif protocol in ("http", "https"):
+            options["client_kwargs"] = {"headers": {"User-Agent": settings.user_agent}}
+        return options
+
+
+_outputs = Access()
+_inputs = _outputs
+_inputs_lock = threading.Lock()
+
+
+def configure_inputs(settings: AccessSettings, processes: int = 1) -> None:
+    """Set how this process reads inputs from now on. Calls with the same settings have no further effect.
+
+    Args:
+        processes: number of processes that share the limits of the settings.
+    """
+    global _inputs
+    with _inputs_lock:
+        if (settings, processes) != (_inputs.settings, _inputs.processes):
+            access = Access(settings, processes)
+            _ = access.http  # made once, as it holds what is known of each host
+            _inputs = access
+
+
+def input_access() -> Access:
+    """Return the clients with which this process reads inputs."""
+    return _inputs
 
 
 def filesystem(path: str) -> Any:
-    """Return the fsspec filesystem for a path or URL: one instance per protocol and process, without cached
-    listings.
-    """
-    import fsspec
-
-    protocol = "file" if is_local(path) else path.partition("://")[0]
-    with _filesystems_lock:
-        if protocol not in _filesystems:
-            options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-            if protocol in ("s3", "s3a"):
-                # A worker's threads share this instance; botocore's default is 10 connections.
-                options["config_kwargs"] = {"max_pool_connections": 64, "retries": {"mode": "standard"}}
-            try:
-                _filesystems[protocol] = fsspec.filesystem(protocol, **options)
-            except (ValueError, ImportError) as error:  # unknown, or its package is not installed
-                raise UserError(f"{path} cannot be opened: {error}") from error
-        return _filesystems[protocol]
+    """Return the fsspec filesystem for a path or URL of an output, without cached listings."""
+    return _outputs.filesystem(path)
 
 
-def is_local(path: str) -> bool:
-    """Whether a path is on a local or mounted disk rather than a URL."""
-    return "://" not in path or path.startswith("/")
+def input_filesystem(path: str) -> Any:
+    """Return the fsspec filesystem for a path or URL of the inputs, see `AccessSettings`."""
+    return _inputs.filesystem(path)
 
 
-def read_once(path: str) -> bytes:
+def read_once(path: str, access: Access | None = None) -> bytes:
     """Read a whole file in one attempt. Exceptions are those of the storage library."""
+    access = access or _outputs
     if is_local(path):
         with open(path, "rb") as file:
             return file.read()
-    found = _s3_objects.read(path) if _is_s3(path) else None
+    if path.startswith(("http://", "https://")):
+        return access.http.read(path)
+    found = access.s3_objects.read(path) if _is_s3(path) else None
     if found is not None:
         return found
-    data: bytes = filesystem(path).cat_file(path)
+    data: bytes = access.filesystem(path).cat_file(path)
     if _is_s3(path):
-        _s3_objects.record_fallback()
+        access.s3_objects.record_fallback()
     return data
 
 
 def open_once(path: str) -> IO[bytes]:
-    """Open a file for random access in one attempt. Exceptions are those of the storage library."""
-    found = _s3_objects.open(path) if _is_s3(path) else None
+    """Open a file of an output for random access in one attempt. Exceptions are those of the storage library."""
+    found = _outputs.s3_objects.open(path) if _is_s3(path) else None
     if found is not None:
         return found
     file: IO[bytes] = filesystem(path).open(path, "rb")
     if _is_s3(path):
-        _s3_objects.record_fallback()
+        _outputs.s3_objects.record_fallback()
     return file
 
 
@@ -146,5 +212,5 @@ def _is_s3(path: str) -> bool:
 
 
 def _size_now(path: str) -> int | None:
-    size: int | None = filesystem(path).info(path).get("size")
+    size: int | None = input_filesystem(path).info(path).get("size")
     return size

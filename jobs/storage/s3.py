@@ -23,9 +23,15 @@ DISABLED_SECONDS = 300.0
 
 
 class S3Objects:
-    """Reads S3 objects with Arrow. Threads may share an instance."""
+    """Reads S3 objects with Arrow. Threads may share an instance.
 
-    def __init__(self) -> None:
+    Args:
+        anonymous: send no credentials.
+        requester_pays: leave every object to s3fs, since Arrow does not support it.
+    """
+
+    def __init__(self, *, anonymous: bool = False, requester_pays: bool = False) -> None:
+        self.anonymous, self.requester_pays = anonymous, requester_pays
         self._lock = threading.Lock()
         self._is_ready = False
         self._credentials: Any = None
@@ -56,7 +62,7 @@ class S3Objects:
             self._strikes, self._disabled_until = 0, time.monotonic() + DISABLED_SECONDS
 
     def _try(self, path: str, action: Callable[[Any, str], T]) -> T | None:
-        if time.monotonic() < self._disabled_until:
+        if self.requester_pays or time.monotonic() < self._disabled_until:
             return None
         try:
             filesystem = self._current()
@@ -73,6 +79,9 @@ class S3Objects:
         with self._lock:
             if not self._is_ready:
                 self._find()
+            if self.anonymous and self._endpoint:
+                self._filesystem = self._filesystem or self._connect(None)
+                return self._filesystem
             if self._credentials is None:
                 return None
             frozen = self._credentials.get_frozen_credentials()  # renewed, if they had run out
@@ -99,10 +108,13 @@ class S3Objects:
 
         place = urlsplit(self._endpoint)
         is_aws = (place.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        who = (
+            {"anonymous": True}
+            if frozen is None
+            else {"access_key": frozen.access_key, "secret_key": frozen.secret_key, "session_token": frozen.token}
+        )
         return S3FileSystem(
-            access_key=frozen.access_key,
-            secret_key=frozen.secret_key,
-            session_token=frozen.token,
+            **who,
             region=self._region,
             scheme=place.scheme,
             endpoint_override=None if is_aws else place.netloc + place.path.rstrip("/"),

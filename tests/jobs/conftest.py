@@ -46,6 +46,15 @@ def ray_of_two_cpus(_ray_folder: str) -> None:
 
 
 @pytest.fixture
+def run_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run their two stages in this process, so that a test may patch what they call; no Ray."""
+    from stubs import InProcessPipeline
+
+    monkeypatch.setattr("jobs.batch.single_process.is_small_job", lambda *_: True)
+    monkeypatch.setattr("jobs.batch.single_process.SingleProcessPipeline", InProcessPipeline)
+
+
+@pytest.fixture
 def make_images(tmp_path: Path) -> Callable[..., Path]:
     """Writes `count` small JPEGs of different colours into a folder."""
 

@@ -19,6 +19,8 @@ class FlakyServer:
         self.faults: dict[str, tuple[int | str, int]] = {}
         self.everything: int | str | None = None
         """A fault of every request."""
+        self.once_only = False
+        """Each file is served once, and is then a 503."""
         self.requests: Counter[str] = Counter()
 
 
@@ -43,6 +45,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         flaky.requests[name] += 1
         kind, times = flaky.faults.get(name, (None, 0))
         fault = kind if flaky.requests[name] <= times else None
+        fault = 503 if name and flaky.once_only and flaky.requests[name] > 1 else fault
         fault = flaky.everything if name and flaky.everything else fault
         if fault is None:
             super().do_GET()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ import pyarrow as pa
 
 from captionlib.config import Preprocessing
 from captionlib.images.transforms import EncoderSquare
+from jobs.batch.decode_stage import Chunk
 from jobs.batch.job import BatchJob, RunResult
+from jobs.batch.model_stage import ModelStage
+from jobs.batch.ray_pipeline import Pipeline, as_table
 from jobs.batch.run import run_batch_job
 from jobs.batch.settings import BatchSettings, FaultSettings, WorkSettings
 from jobs.outputs import schemas
@@ -84,6 +87,16 @@ class Stub:
                 column[place] = "NotFinite: no answer" if name == "error" else None
         types = schemas.CAPTIONS
         return {"captions": {k: pa.array(v, types.field(k).type) for k, v in columns.items()}}
+
+
+@dataclass(frozen=True)
+class InProcessPipeline(Pipeline):
+    """Both stages as plain calls."""
+
+    def receipts(self, chunks: Sequence[Chunk]) -> Generator[dict[str, Any]]:
+        worker = ModelStage(self.factory, self.outputs, self.sidecar)
+        for chunk in chunks:
+            yield worker(self.fetch(as_table(chunk))).to_pylist()[0]
 
 
 def settings(

@@ -24,11 +24,11 @@ def tracker(tmp_path, *, max_error_share=0.5, patience=3, files=AllThere):
     return ChunkTracker(files(Folder.of(str(tmp_path)), "captions"), progress, max_error_share, patience)
 
 
-def receipt(first, last, status="committed", failed=0, reason=None, node="n"):
-    done = last - first + 1 - failed if status == "committed" else 0
+def receipt(first, last, status="committed", failed=0, reason=None, node="n", deferred=0, answered=None):
+    done = last - first + 1 - failed - deferred if status == "committed" else 0
     seconds = {f"{step}_seconds": 0.5 for step in ("read", "decode", "model", "write")}
     return {"first": first, "last": last, "status": status, "done": done, "failed": failed, "reason": reason,
-            "node": node, **seconds}  # fmt: skip
+            "node": node, "deferred": deferred, "answered": answered, **seconds}  # fmt: skip
 
 
 def chunks(*ranges):
@@ -51,8 +51,21 @@ def test_a_part_put_off_comes_again_in_pieces(tmp_path):
     assert ended.made_progress
 
 
+def test_a_part_of_which_some_images_did_not_come_comes_again_with_these(tmp_path):
+    book = tracker(tmp_path)
+    taken = [receipt(0, 15, failed=2, deferred=3, reason="503", answered="http://a/1.jpg")]
+    ended = book.consume(chunks((0, 15)), iter(taken))
+    assert ended.left == [Chunk(IdRange(0, 15), "deferred")]
+    assert ended.made_progress
+    assert (book.progress.done, book.progress.failed, book.last_reason) == (11, 2, "503")
+    assert book.canaries == ["http://a/1.jpg"]
+    book.note_answer("http://b/1.jpg")
+    book.note_answer("http://a/2.jpg")
+    assert book.canaries == ["http://a/2.jpg", "http://b/1.jpg"]
+
+
 def test_a_part_to_do_again_keeps_its_size(tmp_path):
-    chunk = Chunk(IdRange(0, 15), redo_errors=True)
+    chunk = Chunk(IdRange(0, 15), "errors")
     assert tracker(tmp_path).consume([chunk], iter([receipt(0, 15, "deferred")])).left == [chunk]
 
 

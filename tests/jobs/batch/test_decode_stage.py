@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from flaky import flaky_server
 from PIL import Image
@@ -15,15 +14,15 @@ from captionlib.captioners.zoo import open_captioner
 from captionlib.config import Preprocessing, SearchConfig
 from captionlib.images.transforms import EncoderSquare
 from jobs.batch.caption_model import CaptionFactory
-from jobs.batch.decode_stage import DecodeStage
+from jobs.batch.decode_stage import Chunk, DecodeStage
 from jobs.batch.manifest import Manifest
 from jobs.batch.model_stage import ModelStage
+from jobs.batch.ray_pipeline import as_table
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.sources import Sources
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.errors import ATTEMPTS
 from jobs.storage.folder import Folder
 
 
@@ -32,8 +31,8 @@ def _no_waiting(monkeypatch):
     monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
 
 
-def chunk(first, last, *, redo_errors=False):
-    return pa.table([[first], [last], [redo_errors]], schema=schemas.CHUNK)
+def chunk(first, last, redo="", canaries=()):
+    return as_table(Chunk(IdRange(first, last), redo, tuple(canaries)))
 
 
 @pytest.fixture
@@ -91,18 +90,75 @@ def test_a_receipt_and_the_rows_that_it_is_for(stages, make_images):
     assert rows.column("error").to_pylist()[1].startswith("NotAnImage: ")
 
 
-@pytest.mark.parametrize(("fault", "status"), [(503, "deferred"), ("cut", "deferred"), (403, "denied")])
-def test_a_part_that_cannot_be_fetched_leaves_no_trace(stages, make_images, fault, status):
+@pytest.mark.parametrize("fault", [503, "cut"])
+def test_a_part_that_cannot_be_fetched_leaves_no_trace(stages, make_images, fault):
     source = make_images(40)
     with flaky_server(source.parent) as server:
         decode, work = stages(f"{server.url}/in/")
         server.everything = fault
         (receipt,) = work(decode(chunk(0, 39))).to_pylist()
-        if fault == 503:  # the first failure ends it: a dead server is not asked once per image
-            assert sum(server.requests.values()) < 40 * ATTEMPTS
-    assert (receipt["status"], receipt["done"], receipt["failed"]) == (status, 0, 0)
+        # A dead server is not asked again and again, once per image.
+        assert sum(server.requests.values()) < 40
+    assert (receipt["status"], receipt["done"], receipt["failed"]) == ("deferred", 0, 0)
     assert receipt["reason"]
     assert work.outputs["captions"].finished() == []
+
+
+def kinds(output, ids):
+    return [(error or "").partition(":")[0] for error in output.read(ids).column("error").to_pylist()]
+
+
+def test_images_that_came_are_committed_and_only_the_others_are_left(stages, make_images):
+    source = make_images(6)
+    with flaky_server(source.parent) as server:
+        decode, work = stages(f"{server.url}/in/")
+        server.faults["0001.jpg"], server.faults["0004.jpg"] = (503, 10**6), (404, 10**6)
+        (receipt,) = work(decode(chunk(0, 5))).to_pylist()
+        assert (receipt["status"], receipt["done"], receipt["failed"], receipt["deferred"]) == ("committed", 4, 1, 1)
+        assert receipt["answered"] == f"{server.url}/in/0000.jpg"
+        assert kinds(work.outputs["captions"], IdRange(0, 5)) == ["", "Deferred", "", "", "NotFound", ""]
+        assert work.outputs["captions"].count([IdRange(0, 5)])[IdRange(0, 5)] == (4, 1, 1)
+
+        (receipt,) = work(decode(chunk(0, 5, "deferred"))).to_pylist()
+        assert (receipt["status"], receipt["done"], receipt["failed"]) == ("deferred", 0, 0)
+        (receipt,) = work(decode(chunk(0, 5, "deferred", [f"{server.url}/in/0000.jpg"]))).to_pylist()
+        assert (receipt["status"], receipt["done"], receipt["failed"]) == ("committed", 0, 1)
+        assert kinds(work.outputs["captions"], IdRange(0, 5)) == ["", "HttpError", "", "", "NotFound", ""]
+        assert work.outputs["captions"].count([IdRange(0, 5)])[IdRange(0, 5)] == (4, 2, 0)
+
+
+def test_a_silent_host_is_at_fault_only_while_another_answers(tmp_path, make_images):
+    source = make_images(2)
+    (tmp_path / "list.txt").write_text("http://127.0.0.1:9/a.jpg\nhttp://no-such-name.invalid/b.jpg\n")
+    manifest = Manifest.open(Folder.of(str(tmp_path / "m"))).append(Sources((str(tmp_path / "list.txt"),)).list())
+    files = ChunkFiles(Folder.of(str(tmp_path / "captions")), "captions")
+    decode = DecodeStage(manifest, files, EncoderSquare(Preprocessing(size=16)), 2)
+    with flaky_server(source.parent) as server:
+        (row,) = decode(chunk(0, 1, canaries=["http://127.0.0.1:9/c.jpg", f"{server.url}/in/gone.jpg"])).to_pylist()
+    assert [image["error"] for image in row["images"]] == [
+        "HostUnreachable: 127.0.0.1:9: connection refused",
+        "HostUnreachable: no-such-name.invalid:80: unknown host name",
+    ]
+    (row,) = decode(chunk(0, 1, canaries=[f"{server.url}/in/0000.jpg"])).to_pylist()  # it is gone, too
+    assert row["status"] == "deferred"
+    assert "HostUnreachable" in row["reason"]
+
+
+def test_web_servers_that_refuse_are_rows_and_a_storage_that_does_ends_the_job(stages, make_images, monkeypatch):
+    source = make_images(3)
+    with flaky_server(source.parent) as server:
+        decode, _ = stages(f"{server.url}/in/")
+        server.everything = 403
+        (row,) = decode(chunk(0, 2)).to_pylist()
+    assert [image["error"].partition(":")[0] for image in row["images"]] == ["PermissionDenied"] * 3
+
+    def refuse(path, access):
+        raise PermissionError(13, "denied", path)
+
+    monkeypatch.setattr("jobs.storage.read.read_once", refuse)
+    (row,) = stages(source)[0](chunk(3, 5)).to_pylist()
+    assert row["status"] == "denied"
+    assert "none of 3 images may be read" in row["reason"]
 
 
 def test_one_refused_image_among_others_is_a_row(stages, make_images):
@@ -124,7 +180,7 @@ def test_only_failed_images_are_fetched_again(stages, make_images):
     (source / "0001.jpg").write_bytes(good)
     (source / "0000.jpg").unlink()  # it has its row, and is not looked at
 
-    (receipt,) = work(decode(chunk(0, 2, redo_errors=True))).to_pylist()
+    (receipt,) = work(decode(chunk(0, 2, redo="errors"))).to_pylist()
 
     assert (receipt["done"], receipt["failed"]) == (1, 0)
     after = work.outputs["captions"].read(IdRange(0, 2)).to_pylist()

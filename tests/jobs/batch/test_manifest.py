@@ -155,7 +155,7 @@ def test_a_hole_in_the_manifest_is_an_error(tmp_path, monkeypatch):
 
 
 def test_known_paths_stay_known_when_they_are_merged():
-    known = module._KnownPaths()
+    known = module.KnownTexts()
     paths = [f"/in/{i}.jpg" for i in range(250_000)]
     for start in range(0, len(paths), 50_000):
         assert known.add_new(paths[start : start + 50_000]) == list(range(50_000))

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.outputs import chunk_files as module
 from jobs.outputs import schemas
-from jobs.outputs.chunk_files import ChunkFiles, Counts, adjacent_groups, replace_rows
+from jobs.outputs.chunk_files import ChunkFiles, FileCounts, adjacent_groups, replace_rows
 from jobs.outputs.id_ranges import IdRange
 from jobs.storage.folder import Folder
 
@@ -48,13 +48,13 @@ def test_a_part_is_finished_when_its_file_is_there(files):
     assert files.finished() == [IdRange(0, 4), IdRange(5, 9)]
     assert files.exists(IdRange(0, 4))
     assert not files.exists(IdRange(0, 5))
-    assert files.count(files.finished()) == {IdRange(0, 4): Counts(4, 1), IdRange(5, 9): Counts(5, 0)}
+    assert files.count(files.finished()) == {IdRange(0, 4): FileCounts(4, 1), IdRange(5, 9): FileCounts(5, 0)}
     assert files.metadata(IdRange(0, 4)) == {"model": "f00"}
 
 
 def test_a_part_written_twice_replaces_itself(files):
     write(files, (0, 4), (0, 4, 1))
-    assert files.count(files.finished()) == {IdRange(0, 4): Counts(4, 1)}
+    assert files.count(files.finished()) == {IdRange(0, 4): FileCounts(4, 1)}
 
 
 def test_other_files_and_half_written_ones_do_not_count(files):

@@ -54,7 +54,7 @@ def test_a_body_shorter_than_listed_is_cut_unless_the_file_changed(tmp_path, mon
     path = tmp_path / "a.jpg"
     path.write_bytes(b"12345678")
     assert read_bytes(str(path), 100) == b"12345678"  # it was replaced by a shorter one
-    monkeypatch.setattr(read, "read_once", lambda path: b"1234")
+    monkeypatch.setattr(read, "read_once", lambda path, access: b"1234")
     with pytest.raises(TransportFault, match="4 of 8 bytes"):
         read_bytes(str(path), 8)
 
@@ -106,7 +106,7 @@ def test_kinds_of_faults(raised, expected):
 
 
 def test_as_an_unprivileged_user_a_forbidden_file_is_the_images(tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(path, access):
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(read, "read_once", refuse)  # the tests may run as root, whom nothing is forbidden

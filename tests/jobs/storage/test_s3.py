@@ -57,8 +57,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setattr(read, "_s3_objects", S3Objects())
-        monkeypatch.setattr(read, "_filesystems", {})
+        monkeypatch.setattr(read, "_outputs", read.Access())
+        monkeypatch.setattr(read, "_inputs", read.Access())
         yield Store(requests)
         server.shutdown()
 
