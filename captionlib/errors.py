@@ -7,6 +7,10 @@ incomplete jobs are in `jobs.storage.errors` and `jobs.cli.errors`.
 from __future__ import annotations
 
 
+class CaptionlibWarning(UserWarning):
+    """Something works, but not as well as it could. Jobs forward these warnings from the actors to the user."""
+
+
 class CaptionlibError(Exception):
     """The base of all exceptions that the project defines."""
 

@@ -57,7 +57,7 @@ def caption(settings: CaptionSettings) -> int:
     from jobs.storage.paths import masked
 
     captioner = open_captioner(settings.model, settings.search, settings.captioner)
-    search = to_dict(captioner.search)
+    search = to_dict(captioner.search.effective())
     identity: dict[str, Any] = {
         "schema_version": schemas.CAPTIONS_VERSION,
         "model": captioner.fingerprint,
@@ -96,6 +96,7 @@ def caption(settings: CaptionSettings) -> int:
         folders=("captions",),
         identity=identity,
         transform=captioner.transform,
+        arithmetic=lambda plan: captioner.arithmetic(gpu=plan.actor_gpus > 0),
         factory=factory,
         needs=captioner.needs,
         about={"model": captioner.name},

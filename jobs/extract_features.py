@@ -43,6 +43,7 @@ def extract_features(settings: FeatureSettings) -> int:
         jobs.cli.errors.JobIncomplete: the job was started and is not complete.
     """
     from captionlib.checkpoints import weights_fingerprint
+    from captionlib.engines.arithmetic import arithmetic
     from captionlib.images.transforms import EncoderSquare
     from jobs.batch.feature_model import FeatureFactory, feature_folders, load_encoder
     from jobs.batch.job import BatchJob
@@ -82,6 +83,7 @@ def extract_features(settings: FeatureSettings) -> int:
         identity=identity,
         transform=EncoderSquare(encoder.preprocessing),
         factory=factory,
+        arithmetic=lambda plan: arithmetic("auto", gpu=plan.actor_gpus > 0),
         compact=False,  # a chunk's features are tens of megabytes already
     )
     outcome = run_batch_job(job, settings)

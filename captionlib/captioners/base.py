@@ -118,6 +118,10 @@ class OpenCaptioner(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """What decides the captions beside model and search, as JSON holds it, such as a prompt."""
 
+    def arithmetic(self, *, gpu: bool) -> str:
+        """Return how the captioner computes on a machine with or without a GPU, such as `float32 in PyTorch`. An output
+        never mixes captions that were computed differently."""
+
     @property
     def transform(self) -> ImageTransform:
         """What decoding is to make of an image file."""

@@ -19,6 +19,7 @@ from captionlib.captioners.base import ANY_MACHINE, NOT_FINITE, Answer, Needs
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.zoo import Kind
 from captionlib.config import EngineKind, SearchConfig, from_dict
+from captionlib.engines.arithmetic import arithmetic
 from captionlib.errors import UserError
 from captionlib.images.transforms import EncoderSquare
 
@@ -41,11 +42,17 @@ class OpenCheckpoint:
     """As `captionlib.checkpoints.resolve_checkpoint` takes it, on every machine."""
     engine: EngineKind
     transform: EncoderSquare
+    has_int8: bool
+    """Whether it has an encoder in 8-bit integers."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The engine, where one was asked for."""
-        return {} if self.engine == "auto" else {"engine": self.engine}
+        """None: model and search determine the captions, and so does `arithmetic`."""
+        return {}
+
+    def arithmetic(self, *, gpu: bool) -> str:
+        """Return the arithmetic of the encoder's engine."""
+        return arithmetic(self.engine, gpu=gpu, has_int8=self.has_int8)
 
     @property
     def needs(self) -> Needs:
@@ -138,6 +145,7 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
         source=model if is_elsewhere else str(directory.resolve()),
         engine=options.engine,
         transform=EncoderSquare(encoder.preprocessing),
+        has_int8=(directory / INT8_ENCODER).is_file(),
     )
 
 

@@ -96,6 +96,10 @@ class OpenServer:
             "max_side": self.transform.max_side,
         }
 
+    def arithmetic(self, *, gpu: bool) -> str:
+        """Unknown: the server decides."""
+        return "the server"
+
     @property
     def needs(self) -> Needs:
         """A CPU: it encodes and waits."""

@@ -25,7 +25,7 @@ from captionlib.engines.cuda_engine import CudaEngine
 from captionlib.engines.onnx_export import ExportError, export_onnx
 from captionlib.engines.openvino import OpenVinoEngine
 from captionlib.engines.torch_engine import TorchEngine
-from captionlib.errors import UserError
+from captionlib.errors import CaptionlibWarning, UserError
 
 _GRAPH = "encoder.onnx"
 # Part of the cache's key: a graph that an earlier version of this file exported is not used.
@@ -70,7 +70,9 @@ def build_engine(
     except (ModuleNotFoundError, ExportError) as error:
         if kind != "auto":
             raise
-        warnings.warn(f"PyTorch runs the encoder, at a fraction of OpenVINO's speed: {error}", stacklevel=2)
+        warnings.warn(
+            f"PyTorch runs the encoder, at a fraction of OpenVINO's speed: {error}", CaptionlibWarning, stacklevel=2
+        )
         return TorchEngine(encoder, preprocessing, device)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from captionlib.config import Preprocessing
 from captionlib.engines.cuda_graphs import Graphs
+from captionlib.errors import CaptionlibWarning
 
 
 class PixelNetwork(nn.Module):
@@ -93,7 +94,9 @@ class CudaEngine:
             if not self.compiled or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).strip().partition("\n")[0]
-            warnings.warn(f"torch.compile failed, so the encoder runs without it: {reason}", stacklevel=4)
+            warnings.warn(
+                f"torch.compile failed, so the encoder runs without it: {reason}", CaptionlibWarning, stacklevel=4
+            )
             self.compiled, self.name = False, self.name.removesuffix(", compiled")
             self._run = Graphs(self.network)
             return self._run(batch)

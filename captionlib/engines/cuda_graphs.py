@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from captionlib.errors import CaptionlibWarning
+
 MAX_GRAPHS = 2
 """Maximum number of recorded batch sizes, each with memory of its own. A job has one regular size, and others at the
 end of chunks.
@@ -61,12 +63,20 @@ class Graphs:
             difference = (replay(batch) - output).abs().max()
             is_equal = bool(difference <= _TOLERANCE * output.abs().max())
         except RuntimeError as error:
-            warnings.warn(f"the encoder cannot be recorded as a CUDA graph, and runs as it is: {error}", stacklevel=3)
+            warnings.warn(
+                f"the encoder cannot be recorded as a CUDA graph and runs without it: {error}",
+                CaptionlibWarning,
+                stacklevel=3,
+            )
             return
         if is_equal:
             self._replays[batch.shape] = replay
         else:
-            warnings.warn("the encoder's CUDA graph does not compute what it does; it runs as it is", stacklevel=3)
+            warnings.warn(
+                "CUDA graph replay differs from eager execution by more than 2%: the encoder runs without a graph",
+                CaptionlibWarning,
+                stacklevel=3,
+            )
 
 
 def record_graph(network: Network, example: Tensor) -> Network:

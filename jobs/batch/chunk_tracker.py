@@ -78,6 +78,7 @@ class ChunkTracker:
         """Seconds by step, summed over chunks and over the threads of a step."""
         self.failures = Failures(files.folder.parent, progress.say)
         self._nodes: set[str] = set()
+        self._warnings: set[str] = set()
 
     def consume(self, chunks: Collection[Chunk], receipts: Iterator[Mapping[str, Any]]) -> Round:
         """Consume the receipts of one round as they arrive.
@@ -95,6 +96,7 @@ class ChunkTracker:
             chunk = waiting.pop(IdRange(receipt["first"], receipt["last"]), None)
             if chunk is None:
                 continue  # Ray did it twice: the same rows, in the same file
+            self._say_warnings(receipt)
             if receipt["answered"]:
                 self.note_answer(receipt["answered"])
             if receipt["status"] == "committed":
@@ -153,6 +155,13 @@ class ChunkTracker:
         if counts.deferred:
             self._before[chunk.ids] = counts
         self.on_commit(self.rows)
+
+    def _say_warnings(self, receipt: Mapping[str, Any]) -> None:
+        """Print each warning of the actors once."""
+        for text in receipt.get("warnings") or ():
+            if text not in self._warnings:
+                self._warnings.add(text)
+                self.progress.say(f"warning from {receipt['node']}: {text}")
 
     def _commit(self, chunk: Chunk, receipt: Mapping[str, Any]) -> None:
         self._check_output_visible_from(receipt["node"], chunk)

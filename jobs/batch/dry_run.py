@@ -13,7 +13,7 @@ from captionlib.errors import UserError
 from jobs.batch.job import BatchJob, RunResult
 from jobs.batch.manifest import Manifest, delete_manifest
 from jobs.batch.resume import check_inputs
-from jobs.batch.rounds import run_rounds
+from jobs.batch.rounds import Remaining, Rounds
 from jobs.batch.settings import CaptionSettings
 from jobs.batch.summary import print_captions
 from jobs.cli.progress import format_seconds
@@ -53,12 +53,12 @@ def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
         print(f"the first {len(sample)}: {outcome.counts.done} {job.verb}, {outcome.counts.failed} failed")
         if outcome.counts.done:
             print_captions(outcome, settings.show or SHOWN)
-    seconds = outcome.phases.get("other images", 0.0)
+    seconds = outcome.figures.seconds_by_phase["other images"]
     if seconds < SHORTEST_SECONDS:
         print("they are too few to estimate the duration for the others")
     else:
         rate = (len(sample) - IMAGES_PER_PART) / seconds
-        whole = outcome.start_up_seconds + left / rate
+        whole = outcome.figures.start_up_seconds + left / rate
         print(f"{rate:.1f} images/s once warm: the remaining {left:,} would take about {format_seconds(whole)}")
     return 0
 
@@ -82,14 +82,20 @@ def _count(sources: Sources, job: BatchJob) -> tuple[int, int, list[ImageRef]]:
 def _caption(job: BatchJob, settings: CaptionSettings, trial: Folder, sample: list[ImageRef]) -> RunResult:
     manifest = Manifest.open(trial / "manifest").append(sample)
     outputs = {name: ChunkFiles(trial / name, name) for name in job.folders}
-    outcome = RunResult(trial, manifest, outputs[job.folders[-1]], Counts(0, 0), job.identity)
     small_chunks = dataclasses.replace(settings.work, images_per_chunk=IMAGES_PER_PART)
     todo = [IdRange(0, manifest.num_images - 1)]
     sampling = dataclasses.replace(settings, work=small_chunks)
-    run_rounds(dataclasses.replace(job, sidecar=None), sampling, outputs, outcome, todo, {})
-    counted = outcome.files.count(outcome.files.finished())
-    outcome.counts = Counts(sum(c.done for c in counted.values()), sum(c.failed for c in counted.values()))
-    return outcome
+    rounds = Rounds(dataclasses.replace(job, sidecar=None), sampling, outputs, manifest, Remaining(todo, {}))
+    rounds.run()
+    rows = rounds.files.totals()
+    return RunResult(
+        output=trial,
+        manifest=manifest,
+        files=rounds.files,
+        counts=Counts(rows.done, rows.failed),
+        identity=job.identity,
+        figures=rounds.figures(),
+    )
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def write_report(outcome: RunResult, settings: CaptionSettings) -> None:
         cards,
         caption_lengths=lengths,
         repeated_captions=[item for item in captions.most_common(MOST_REPEATED) if item[1] > 1],
-        throughput=outcome.rates,
+        throughput=outcome.figures.rates,
         error_counts=errors,
     )
     try:

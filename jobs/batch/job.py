@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,9 @@ class BatchJob:
     transform: ImageTransform
     """Decodes the bytes of an image file into the pixels that the model needs."""
     factory: Callable[[Plan], ProcessorFactory]
+    arithmetic: Callable[[Plan], str | None] = lambda plan: None
+    """How the model computes on the planned machines, such as `8-bit integers in OpenVINO`. An output never mixes rows
+    that were computed differently."""
     compact: bool
     """Whether small files are merged at the end."""
     needs: Needs = ANY_MACHINE
@@ -46,7 +49,25 @@ class BatchJob:
     """Formats of `jobs.outputs.export` that the rows are exported to."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Images and seconds of one run."""
+
+    images: int = 0
+    """Number of images processed, failed ones included."""
+    start_up_seconds: float = 0.0
+    """Seconds until the first chunk was committed."""
+    images_per_second: float | None = None
+    """Rate after start-up; None if it was not measured."""
+    rates: Sequence[tuple[float, float]] = ()
+    """Pairs (seconds since the start, images per second since the previous pair)."""
+    seconds_by_phase: Mapping[str, float] = field(default_factory=dict)
+    """Wall-clock time: start of Ray, first images, other images."""
+    seconds_by_step: Mapping[str, float] = field(default_factory=dict)
+    """Time in reading, decoding, the model and writing, summed over chunks and threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """Summary of a run, used for the final messages and the report."""
 
@@ -55,15 +76,15 @@ class RunResult:
     files: ChunkFiles
     counts: Counts
     identity: Mapping[str, Any]
-    images: int = 0
-    """Number of images processed in this run."""
+    figures: Figures = field(default_factory=Figures)
     seconds: float = 0.0
-    start_up_seconds: float = 0.0
-    images_per_second: float | None = None
-    """Rate after start-up; None if it was not measured."""
-    rates: list[tuple[float, float]] = field(default_factory=list)
-    phases: dict[str, float] = field(default_factory=dict)
-    """Seconds of wall-clock time by phase: listing, start of Ray, first images, other images, end."""
+    """Wall-clock time of the whole run."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Number of files that were not read because of their names, by ending."""
-    run: dict[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Entry of the run in run.json; empty if there was nothing to do."""
+
+    @property
+    def images(self) -> int:
+        """Number of images processed in this run."""
+        return self.figures.images

@@ -10,6 +10,7 @@ import logging
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from captionlib.errors import CaptionlibWarning
 from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.prometheus import Metrics
 from jobs.outputs import schemas
@@ -96,6 +98,8 @@ class ModelStage:
         outputs: Mapping[str, ChunkFiles],
         sidecar: Sidecar | None = None,
     ) -> None:
+        self.warnings: list[str] = []
+        _keep_warnings(self.warnings)
         self.processor = factory.load()
         self.schemas = factory.schemas()
         self.outputs, self.sidecar = outputs, sidecar
@@ -112,24 +116,29 @@ class ModelStage:
         nothing = {"done": 0, "failed": 0, "model_seconds": 0.0, "write_seconds": 0.0}
         receipt = {name: chunk[name] for name in schemas.RECEIPT.names if name in chunk}
         receipt |= nothing | {"node": chunk["node"] or self.node}
-        if chunk["status"] == "ready":
-            try:
-                check_path_visible(self.output.url, "output")  # else it would write to a disk of its own
-            except AccessDenied as error:
-                return pa.Table.from_pylist(
-                    [receipt | {"status": "denied", "reason": str(error)}], schema=schemas.RECEIPT
-                )
-            steps = ["the model"]
-            try:
-                receipt |= self._work(chunk, chunks.column("images")[0].values, chunks.column("pixels")[0], steps)
-                self.metrics.count(receipt)
-            except (TransportFault, AccessDenied, OSError) as error:  # a storage or a disk, which may come back
-                receipt |= {"status": "deferred", "reason": masked(f"{type(error).__name__}: {error}")[:500]}
-            except Exception as error:
-                # Not committed, so not lost: the driver tries the chunk again, and says so if it never works.
-                log_failure(logger, error, chunk)
-                receipt |= unforeseen(error, steps[-1])
+        receipt |= self._result(chunk, chunks)
+        receipt["warnings"] = [self.warnings.pop(0) for _ in range(len(self.warnings))]
         return pa.Table.from_pylist([receipt], schema=schemas.RECEIPT)
+
+    def _result(self, chunk: Mapping[str, Any], chunks: pa.Table) -> dict[str, Any]:
+        """Return the fields of the receipt that depend on how the chunk went."""
+        if chunk["status"] != "ready":
+            return {}
+        try:
+            check_path_visible(self.output.url, "output")  # else it would write to a disk of its own
+        except AccessDenied as error:
+            return {"status": "denied", "reason": str(error)}
+        steps = ["the model"]
+        try:
+            done = self._work(chunk, chunks.column("images")[0].values, chunks.column("pixels")[0], steps)
+        except (TransportFault, AccessDenied, OSError) as error:  # a storage or a disk, which may come back
+            return {"status": "deferred", "reason": masked(f"{type(error).__name__}: {error}")[:500]}
+        except Exception as error:
+            # Not committed, so not lost: the driver tries the chunk again, and says so if it never works.
+            log_failure(logger, error, chunk)
+            return unforeseen(error, steps[-1])
+        self.metrics.count({**chunk, **done})
+        return done
 
     def _work(
         self, chunk: Mapping[str, Any], images: pa.StructArray, pixels: pa.Scalar, steps: list[str]
@@ -172,6 +181,19 @@ class ModelStage:
             "model_seconds": worked - started,
             "write_seconds": time.monotonic() - writing,
         }
+
+
+def _keep_warnings(kept: list[str]) -> None:
+    """Keep the project's own warnings of this process for the receipts, because a worker's output is not shown."""
+    show_others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, CaptionlibWarning):
+            kept.append(str(message))
+        else:
+            show_others(message, category, *rest, **more)
+
+    warnings.showwarning = show
 
 
 def _pictures(chunk: Mapping[str, Any], values: np.ndarray) -> np.ndarray | list[np.ndarray]:

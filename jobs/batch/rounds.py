@@ -11,8 +11,8 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from jobs.batch import single_process
 from jobs.batch.chunk_tracker import ChunkTracker
 from jobs.batch.decode_stage import Chunk, DecodeStage
+from jobs.batch.job import BatchJob, Figures
 from jobs.batch.manifest import NO_COLUMNS, Manifest
 from jobs.batch.model_stage import PassthroughColumns, ProcessorFactory
 from jobs.batch.ray_pipeline import Pipeline
@@ -32,9 +33,6 @@ from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, cut, total
 from jobs.storage.paths import masked
-
-if TYPE_CHECKING:
-    from jobs.batch.job import BatchJob, RunResult
 
 LARGEST_DEFAULT_CHUNK = 512
 SMALLEST_DEFAULT_CHUNK = 64
@@ -56,92 +54,165 @@ def default_chunk_size(num_images: int, resources: Plan, bytes_per_image: int) -
     return min(largest, max(SMALLEST_DEFAULT_CHUNK, even))
 
 
-def run_rounds(
-    job: BatchJob,
-    settings: BatchSettings,
-    outputs: Mapping[str, ChunkFiles],
-    outcome: RunResult,
-    todo: list[IdRange],
-    redo: Mapping[IdRange, int],
-    on_commit: Callable[[FileCounts], None] = lambda rows: None,
-) -> None:
-    """Process the remaining images in rounds, and record the figures of the run in `outcome`."""
-    work, faults = settings.work, settings.faults
-    num_todo = total(todo) + sum(redo.values())
-    progress = Progress(outcome.manifest.num_images, outcome.manifest.num_images - num_todo, job.verb)
-    with contextlib.ExitStack() as stack:
-        if single_process.is_small_job(num_todo, work):
-            kind: type[Pipeline] = single_process.SingleProcessPipeline
-            resources = single_process.single_process_plan(work.num_cpus)
-            progress.say(f"{num_todo:,} images are processed in one process (too few to start Ray)")
-        else:
-            session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, progress.say))
-            kind, resources = Pipeline, plan(session.nodes(), work.num_actors, job.needs)
-            progress.say(f"{num_todo:,} images are processed with {resources}")
-        outcome.phases["ray"] = progress.seconds
-        fetch = DecodeStage(
-            outcome.manifest,
-            outcome.files,
-            job.transform,
+@dataclass(frozen=True)
+class Remaining:
+    """The images that a run has to process."""
+
+    todo: Sequence[IdRange]
+    """Images without a row."""
+    redo: Mapping[IdRange, int]
+    """Files some of whose rows are processed again, and the number of these rows."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of all these images."""
+        return total(self.todo) + sum(self.redo.values())
+
+
+class Rounds:
+    """Processes the remaining images of a job in rounds.
+
+    Args:
+        outputs: files by folder name; the last ones mark chunks as finished.
+        on_plan: called with the resources before the work begins; may raise UserError.
+        on_commit: called with the number of rows in the output after every committed chunk.
+    """
+
+    def __init__(
+        self,
+        job: BatchJob,
+        settings: BatchSettings,
+        outputs: Mapping[str, ChunkFiles],
+        manifest: Manifest,
+        remaining: Remaining,
+        *,
+        on_plan: Callable[[Plan], None] = lambda plan: None,
+        on_commit: Callable[[FileCounts], None] = lambda rows: None,
+    ) -> None:
+        self.job, self.settings, self.outputs = job, settings, outputs
+        self.manifest, self.remaining = manifest, remaining
+        self.on_plan, self.on_commit = on_plan, on_commit
+        self.files = list(outputs.values())[-1]
+        planned, count = manifest.num_images, remaining.num_images
+        self.progress = Progress(planned, planned - count, job.verb)
+        self._ray_seconds = 0.0
+        self._tracker: ChunkTracker | None = None
+
+    def run(self) -> None:
+        """Process the images.
+
+        Raises:
+            JobIncomplete: the job cannot continue at present.
+        """
+        with contextlib.ExitStack() as stack:
+            kind, resources = self._connect(stack)
+            self._ray_seconds = self.progress.seconds
+            self.on_plan(resources)
+            factory = PassthroughColumns(self.job.factory(resources), self.manifest.columns() or NO_COLUMNS)
+            pipeline = kind(self._decode_stage(resources), factory, self.outputs, resources, self.job.sidecar)
+            self._tracker = self._new_tracker(resources)
+            with self.progress:
+                self._work(pipeline, factory, self._tracker, self._chunks(resources))
+
+    def figures(self) -> Figures:
+        """Return the figures of the run, at any moment."""
+        progress, start_up = self.progress, self.progress.start_up_seconds
+        steps = {} if self._tracker is None else self._tracker.seconds
+        return Figures(
+            images=progress.images,
+            start_up_seconds=start_up,
+            images_per_second=progress.images_per_second,
+            rates=tuple(progress.rates),
+            seconds_by_phase={
+                "ray": self._ray_seconds,
+                "first images": start_up - self._ray_seconds,
+                "other images": progress.seconds - start_up,
+            },
+            seconds_by_step=dict(steps),
+        )
+
+    def _connect(self, stack: contextlib.ExitStack) -> tuple[type[Pipeline], Plan]:
+        """Choose between Ray and a single process."""
+        work, say, count = self.settings.work, self.progress.say, self.remaining.num_images
+        if single_process.is_small_job(count, work):
+            say(f"{count:,} images are processed in one process (too few to start Ray)")
+            return single_process.SingleProcessPipeline, single_process.single_process_plan(work.num_cpus)
+        session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, say))
+        resources = plan(session.nodes(), work.num_actors, self.job.needs)
+        say(f"{count:,} images are processed with {resources}")
+        return Pipeline, resources
+
+    def _decode_stage(self, resources: Plan) -> DecodeStage:
+        source = self.settings.source
+        return DecodeStage(
+            self.manifest,
+            self.files,
+            self.job.transform,
             resources.decode_threads,
-            Sources(settings.inputs, settings.source).local_roots(),
-            settings.source.image_column,
-            settings.access,
+            Sources(self.settings.inputs, source).local_roots(),
+            source.image_column,
+            self.settings.access,
             resources.num_decoders,
         )
-        factory = PassthroughColumns(job.factory(resources), outcome.manifest.columns() or NO_COLUMNS)
-        pipeline = kind(fetch, factory, outputs, resources, job.sidecar)
-        patience = 8 + 2 * resources.num_actors
-        rows = outcome.files.totals()
-        tracker = ChunkTracker(outcome.files, progress, faults.max_error_share, patience, rows, redo, on_commit)
-        size = work.images_per_chunk or default_chunk_size(num_todo, resources, job.transform.largest_bytes)
-        chunks = [Chunk(ids, "errors" if settings.retry_errors else "deferred") for ids in redo]
-        chunks += [Chunk(ids) for ids in cut(todo, size)]
-        for url in earlier_answers(outcome.files, outcome.manifest):
+
+    def _new_tracker(self, resources: Plan) -> ChunkTracker:
+        tracker = ChunkTracker(
+            self.files,
+            self.progress,
+            self.settings.faults.max_error_share,
+            patience=8 + 2 * resources.num_actors,
+            rows=self.files.totals(),
+            redo=self.remaining.redo,
+            on_commit=self.on_commit,
+        )
+        for url in earlier_answers(self.files, self.manifest):
             tracker.note_answer(url)
+        return tracker
+
+    def _chunks(self, resources: Plan) -> list[Chunk]:
+        remaining, settings = self.remaining, self.settings
+        size = settings.work.images_per_chunk or default_chunk_size(
+            remaining.num_images, resources, self.job.transform.largest_bytes
+        )
+        chunks = [Chunk(ids, "errors" if settings.retry_errors else "deferred") for ids in remaining.redo]
+        return chunks + [Chunk(ids) for ids in cut(remaining.todo, size)]
+
+    def _work(self, pipeline: Pipeline, factory: ProcessorFactory, tracker: ChunkTracker, chunks: list[Chunk]) -> None:
+        """Repeat rounds until nothing remains, with exponential back-off after rounds without progress."""
+        faults, progress = self.settings.faults, self.progress
         pause, tries_left = faults.transport_pause, faults.transport_retries
-        try:
-            with progress:
-                rounds = deque([chunks])
-                while rounds:
-                    chunks = rounds.popleft()
-                    with contextlib.closing(pipeline.receipts(chunks)) as receipts:
-                        ended = tracker.consume(chunks, receipts)
-                    for chunk in ended.poison:
-                        _write_poison_row(chunk.ids, outcome.manifest, factory, outputs)
-                        progress.add(0, 1)
-                        tracker.count(chunk, FileCounts(failed=1))
-                    # From the second round on, a canary that answers shows that the network is not at fault.
-                    again = [chunk._replace(canaries=tuple(tracker.canaries)) for chunk in ended.left]
-                    rounds += [again] if again else []
-                    rounds += [[chunk] for chunk in ended.suspected]
-                    if not ended.left:
-                        continue
-                    left = f"{num_todo - progress.images:,} images remain ({tracker.last_reason})"
-                    if ended.unforeseen:
-                        # Waiting would not help. Remaining chunks are split further, so that good images get rows.
-                        stuck = ended.repeated and not ended.made_progress
-                        if stuck and (ended.smallest or not progress.images):
-                            raise JobIncomplete(str(tracker.failures.last))
-                        progress.say(f"{left}; retrying at once, in smaller chunks")
-                        continue
-                    if ended.made_progress:
-                        pause, tries_left = faults.transport_pause, faults.transport_retries
-                    elif not tries_left:
-                        raise JobIncomplete(tracker.last_reason)
-                    else:
-                        tries_left -= 1
-                    progress.say(f"{left}; retrying in {format_seconds(pause)}")
-                    time.sleep(pause)
-                    pause *= 3
-        finally:
-            outcome.images = progress.images
-            outcome.start_up_seconds = progress.start_up_seconds
-            outcome.phases["first images"] = progress.start_up_seconds - outcome.phases["ray"]
-            outcome.phases["other images"] = progress.seconds - progress.start_up_seconds
-            outcome.images_per_second = progress.images_per_second
-            outcome.rates = progress.rates
-            outcome.run["seconds_by_step"] = {step: round(spent, 1) for step, spent in tracker.seconds.items()}
+        rounds = deque([chunks])
+        while rounds:
+            chunks = rounds.popleft()
+            with contextlib.closing(pipeline.receipts(chunks)) as receipts:
+                ended = tracker.consume(chunks, receipts)
+            for chunk in ended.poison:
+                _write_poison_row(chunk.ids, self.manifest, factory, self.outputs)
+                progress.add(0, 1)
+                tracker.count(chunk, FileCounts(failed=1))
+            # From the second round on, a canary that answers shows that the network is not at fault.
+            again = [chunk._replace(canaries=tuple(tracker.canaries)) for chunk in ended.left]
+            rounds += [again] if again else []
+            rounds += [[chunk] for chunk in ended.suspected]
+            if not ended.left:
+                continue
+            left = f"{self.remaining.num_images - progress.images:,} images remain ({tracker.last_reason})"
+            if ended.unforeseen:
+                # Waiting would not help. Remaining chunks are split further, so that good images get rows.
+                stuck = ended.repeated and not ended.made_progress
+                if stuck and (ended.smallest or not progress.images):
+                    raise JobIncomplete(str(tracker.failures.last))
+                progress.say(f"{left}; retrying at once, in smaller chunks")
+                continue
+            if ended.made_progress:
+                pause, tries_left = faults.transport_pause, faults.transport_retries
+            elif not tries_left:
+                raise JobIncomplete(tracker.last_reason)
+            else:
+                tries_left -= 1
+            progress.say(f"{left}; retrying in {format_seconds(pause)}")
+            time.sleep(pause)
+            pause *= 3
 
 
 def earlier_answers(files: ChunkFiles, manifest: Manifest) -> list[str]:

@@ -12,17 +12,20 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from jobs.batch.job import BatchJob, RunResult
+from captionlib.errors import UserError
+from jobs.batch.job import BatchJob, Figures, RunResult
 from jobs.batch.manifest import KnownTexts, Manifest
 from jobs.batch.ray_pipeline import PipelineError
 from jobs.batch.resume import check_inputs, for_record, list_inputs, open_output, output_lock
-from jobs.batch.rounds import LARGEST_DEFAULT_CHUNK, run_rounds
+from jobs.batch.rounds import LARGEST_DEFAULT_CHUNK, Remaining, Rounds
 from jobs.batch.row_images import RowImages
 from jobs.batch.settings import BatchSettings
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.exit_codes import RESUME_HINT
+from jobs.cluster.resources import Plan
 from jobs.cluster.session import ClusterError
 from jobs.inputs.sources import Sources
 from jobs.outputs import run_record
@@ -41,13 +44,12 @@ def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
     """Process every input image that has no row in the output yet.
 
     Raises:
-        ValueError: the settings, the inputs or the output are wrong; nothing was started.
+        UserError: the settings, the inputs or the output are wrong; nothing was started.
         JobIncomplete: the job was started and is not complete.
     """
     started = time.monotonic()
     output = Folder.of(settings.output)
     outputs = {name: ChunkFiles(output / name, name) for name in job.folders}
-    main = outputs[job.folders[-1]]
     check_paths_outlive_job(*settings.inputs, settings.output)
     configure_inputs(settings.access)
     sources = Sources(settings.inputs, settings.source)
@@ -58,58 +60,178 @@ def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
     with output_lock(output):
         stored = open_output(output, outputs, job.kind, identity, overwrite=settings.overwrite)
         manifest = list_inputs(sources, output, stored, job.sidecar, settings.limit)
-        job = _with_own_names(job, manifest)
-        planned = [IdRange(0, manifest.num_images - 1)]
-        todo = subtract(planned, main.finished())
-        redo = main.split_for_redo(LARGEST_DEFAULT_CHUNK, "errors" if settings.retry_errors else "deferred")
-        outcome = RunResult(output, manifest, main, Counts(0, 0), identity)
-        outcome.left_out = dict(sources.left_out.counts.most_common())
-        stored["not_images"] = outcome.left_out
-        outcome.phases["listing"] = time.monotonic() - started
+        left_out = dict(sources.left_out.counts.most_common())
+        stored |= {"job": job.kind, **job.about, "identity": identity, "not_images": left_out}
+        run = _Run(_with_own_names(job, manifest), settings, output, outputs, manifest, stored)
+        result = run.process(started)
+        return dataclasses.replace(result, identity=identity, left_out=left_out)
+
+
+class _Run:
+    """One run of a job over an output whose lock is held.
+
+    Args:
+        stored: contents of run.json, which is kept up to date.
+    """
+
+    def __init__(
+        self,
+        job: BatchJob,
+        settings: BatchSettings,
+        output: Folder,
+        outputs: Mapping[str, ChunkFiles],
+        manifest: Manifest,
+        stored: dict[str, Any],
+    ) -> None:
+        self.job, self.settings, self.output, self.outputs = job, settings, output, outputs
+        self.manifest, self.stored = manifest, stored
+        self.files = outputs[job.folders[-1]]
+        self._next_record = 0.0
+
+    def process(self, started: float) -> RunResult:
+        """Process what remains, and finish the output.
+
+        Args:
+            started: start of the run, by time.monotonic().
+
+        Raises:
+            JobIncomplete: images remain.
+        """
+        redo = self.files.split_for_redo(LARGEST_DEFAULT_CHUNK, "errors" if self.settings.retry_errors else "deferred")
+        todo = subtract([IdRange(0, self.manifest.num_images - 1)], self.files.finished())
         if not todo and not redo:
-            missing = set(job.formats) - set(formats_there(output, main))
-            if missing or stored.get("state") != "complete":  # or killed between its last image and its end
-                _finish(job, outcome, settings)
-                stored |= {"state": "complete", "images": _numbers(job, outcome, main.totals())}
-                run_record.write_record(output, stored)
-            outcome.counts = _count(main, manifest)
-            return outcome
+            self._finish_exports()
+            return self._result(_count(self.files, self.manifest), time.monotonic() - started)
+        listing = time.monotonic() - started
         run: dict[str, Any] = {
             "started": run_record.now(),
-            "settings": for_record(settings),
-            "versions": run_record.versions(job.packages),
+            "settings": for_record(self.settings),
+            "versions": run_record.versions(self.job.packages),
         }
-        stored |= {
-            "job": job.kind,
+        self.stored |= {
             "state": "running",
-            **job.about,
-            "identity": identity,
-            "inputs": [masked(text) for text in settings.inputs],
-            "runs": [*stored.get("runs", []), run],
-            "images": _numbers(job, outcome, main.totals()),
+            "inputs": [masked(text) for text in self.settings.inputs],
+            "runs": [*self.stored.get("runs", []), run],
+            "images": self._numbers(self.files.totals()),
         }
-        run_record.write_record(output, stored)
-        outcome.run = run
-        live = _LiveRecord(job, outcome, stored)
+        run_record.write_record(self.output, self.stored)
+        rounds = Rounds(
+            self.job,
+            self.settings,
+            self.outputs,
+            self.manifest,
+            Remaining(todo, redo),
+            on_plan=self._check_arithmetic,
+            on_commit=self._note_rows,
+        )
         try:
-            run_rounds(job, settings, outputs, outcome, todo, redo, live.note)
-            _finish(job, outcome, settings)
-            outcome.phases["end"] = time.monotonic() - started - sum(outcome.phases.values())
-            stored["state"] = "complete"
+            rounds.run()
+            counts = self._finish()
+            self.stored["state"] = "complete"
         except ClusterError as error:
             run["stopped"] = str(error)
             raise
         except (JobIncomplete, PipelineError, OSError) as error:
-            stopped = _incomplete(error, main, manifest)
+            stopped = _incomplete(error, self.files, self.manifest)
             run["stopped"] = str(stopped)
             raise stopped from error
         except BaseException as error:
             run["stopped"] = str(error) or type(error).__name__
             raise
         finally:
-            outcome.seconds = time.monotonic() - started
-            _note_end(job, outcome, stored)
-        return outcome
+            figures, seconds = rounds.figures(), time.monotonic() - started
+            phases = {"listing": listing, **figures.seconds_by_phase}
+            if self.stored["state"] == "complete":
+                phases["end"] = seconds - sum(phases.values())
+            run |= _described(figures, phases, seconds)
+            self._note_end()
+        return self._result(counts, seconds, figures, run)
+
+    def _result(
+        self, counts: Counts, seconds: float, figures: Figures | None = None, run: Mapping[str, Any] | None = None
+    ) -> RunResult:
+        return RunResult(
+            output=self.output,
+            manifest=self.manifest,
+            files=self.files,
+            counts=counts,
+            identity=self.job.identity,
+            figures=figures or Figures(),
+            seconds=seconds,
+            run=run or {},
+        )
+
+    def _check_arithmetic(self, resources: Plan) -> None:
+        """Check that the rows of this run are computed as those that exist, and record how they are computed.
+
+        Raises:
+            UserError: they are not.
+        """
+        there, here = self.stored.get("arithmetic"), self.job.arithmetic(resources)
+        if there is not None and there != here and self.files.finished():
+            raise UserError(
+                f"the rows in {self.output.url} were computed in {there}, and this run would compute in {here}, which "
+                "gives other results for some images: use the same kind of machine, choose with --engine, choose "
+                "another output, or give --overwrite to start from the beginning"
+            )
+        self.stored["arithmetic"] = here
+        run_record.write_record(self.output, self.stored)
+
+    def _finish_exports(self) -> None:
+        """Write what is missing of a complete output, whose run may have been killed before its end."""
+        missing = set(self.job.formats) - set(formats_there(self.output, self.files))
+        if missing or self.stored.get("state") != "complete":
+            self._finish()
+            self.stored |= {"state": "complete", "images": self._numbers(self.files.totals())}
+            run_record.write_record(self.output, self.stored)
+
+    def _finish(self) -> Counts:
+        """Merge small files, count the rows and write the exports."""
+        if self.job.compact:
+            self.files.compact()
+        counts = _count(self.files, self.manifest)
+        formats = sorted({*self.job.formats, *formats_there(self.output, self.files)})
+        with RowImages(self.manifest, self.settings.source.image_column) as images:
+            export(self.output, self.files, formats, images.read)
+        return counts
+
+    def _numbers(self, rows: FileCounts) -> dict[str, int]:
+        return {"planned": self.manifest.num_images, self.job.verb: rows.done, "failed": rows.failed}
+
+    def _note_rows(self, rows: FileCounts) -> None:
+        """Keep the counts in run.json true even after SIGKILL.
+
+        The file is written after every chunk on a disk, and every few seconds in a bucket.
+        """
+        self.stored["images"] = self._numbers(rows)
+        if time.monotonic() < self._next_record:
+            return
+        self._next_record = time.monotonic() + (0.0 if self.output.is_local else SECONDS_BETWEEN_RECORDS)
+        with contextlib.suppress(OSError):  # it is written again at the end
+            run_record.write_record(self.output, self.stored, durable=False)
+
+    def _note_end(self) -> None:
+        """Record in run.json how the run ended."""
+        if self.stored["state"] == "running":
+            self.stored["state"] = "incomplete"
+        try:
+            self.stored["images"] = self._numbers(self.files.totals())
+            run_record.write_record(self.output, self.stored)
+        except (OSError, ValueError) as error:  # the end itself, and perhaps an error on its way, matters more
+            print(f"{run_record.NAME} could not be written: {error}", file=sys.stderr)
+
+
+def _described(figures: Figures, phases: Mapping[str, float], seconds: float) -> dict[str, Any]:
+    """Return the figures of a run as run.json contains them."""
+    speed = figures.images_per_second
+    return {
+        "seconds": round(seconds, 1),
+        "start_up_seconds": round(figures.start_up_seconds, 1),
+        "seconds_by_phase": {phase: round(spent, 1) for phase, spent in phases.items()},
+        "seconds_by_step": {step: round(spent, 1) for step, spent in figures.seconds_by_step.items()},
+        "images": figures.images,
+        "images_per_second": None if speed is None else round(speed, 1),
+    }
 
 
 def _with_own_names(job: BatchJob, manifest: Manifest) -> BatchJob:
@@ -124,54 +246,6 @@ def _with_own_names(job: BatchJob, manifest: Manifest) -> BatchJob:
             file=sys.stderr,
         )
     return dataclasses.replace(job, sidecar=sidecar)
-
-
-def _finish(job: BatchJob, outcome: RunResult, settings: BatchSettings) -> None:
-    """Merge small files, count the rows and write the exports."""
-    if job.compact:
-        outcome.files.compact()
-    outcome.counts = _count(outcome.files, outcome.manifest)
-    formats = sorted({*job.formats, *formats_there(outcome.output, outcome.files)})
-    with RowImages(outcome.manifest, settings.source.image_column) as images:
-        export(outcome.output, outcome.files, formats, images.read)
-
-
-def _numbers(job: BatchJob, outcome: RunResult, rows: FileCounts) -> dict[str, int]:
-    return {"planned": outcome.manifest.num_images, job.verb: rows.done, "failed": rows.failed}
-
-
-class _LiveRecord:
-    """Keeps the counts in run.json up to date while the job runs, so that they are true even after SIGKILL."""
-
-    def __init__(self, job: BatchJob, outcome: RunResult, stored: dict[str, Any]) -> None:
-        self.job, self.outcome, self.stored = job, outcome, stored
-        self._next = 0.0
-
-    def note(self, rows: FileCounts) -> None:
-        """Write the number of rows: after every chunk on a disk, every few seconds in a bucket."""
-        self.stored["images"] = _numbers(self.job, self.outcome, rows)
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + (0.0 if self.outcome.output.is_local else SECONDS_BETWEEN_RECORDS)
-        with contextlib.suppress(OSError):  # it is written again at the end
-            run_record.write_record(self.outcome.output, self.stored, durable=False)
-
-
-def _note_end(job: BatchJob, outcome: RunResult, stored: dict[str, Any]) -> None:
-    """Record in run.json how a run ended."""
-    speed = outcome.images_per_second
-    outcome.run["seconds"] = round(outcome.seconds, 1)
-    outcome.run["start_up_seconds"] = round(outcome.start_up_seconds, 1)
-    outcome.run["seconds_by_phase"] = {phase: round(seconds, 1) for phase, seconds in outcome.phases.items()}
-    outcome.run["images"] = outcome.images
-    outcome.run["images_per_second"] = None if speed is None else round(speed, 1)
-    if stored["state"] == "running":
-        stored["state"] = "incomplete"
-    try:
-        stored["images"] = _numbers(job, outcome, outcome.files.totals())
-        run_record.write_record(outcome.output, stored)
-    except (OSError, ValueError) as error:  # the end itself, and perhaps an error on its way, matters more
-        print(f"{run_record.NAME} could not be written: {error}", file=sys.stderr)
 
 
 def _incomplete(error: Exception, files: ChunkFiles, manifest: Manifest) -> JobIncomplete:

@@ -43,7 +43,7 @@ def is_small_job(num_images: int, work: WorkSettings) -> bool:
 
     On a machine with several GPUs Ray is used, because it uses all of them.
     """
-    gpus = len(glob.glob("/dev/nvidia[0-9]*"))
+    gpus = _num_gpus()
     few = SMALL_GPU_JOB_IMAGES if gpus else SMALL_JOB_IMAGES
     for_ray = (work.address, os.environ.get("RAY_ADDRESS"), work.num_actors, work.num_gpus)
     return num_images <= few and not any(for_ray) and not _ray_is_here() and gpus <= 1
@@ -52,7 +52,12 @@ def is_small_job(num_images: int, work: WorkSettings) -> bool:
 def single_process_plan(cpus: int | None) -> Plan:
     """Return the plan for one process that decodes and then runs the model, each with all CPUs (or `cpus`)."""
     cpus = cpus or num_cpus()
-    return Plan(1, cpus, 0, cpus, cpus / 2, 1)
+    return Plan(1, cpus, min(1, _num_gpus()), cpus, cpus / 2, 1)
+
+
+def _num_gpus() -> int:
+    """Count the GPUs of this machine without importing PyTorch."""
+    return len(glob.glob("/dev/nvidia[0-9]*"))
 
 
 @dataclass(frozen=True)

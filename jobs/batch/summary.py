@@ -27,10 +27,10 @@ def print_summary(outcome: RunResult, verb: str) -> None:
     print(f"{done:,} {verb} + {failed:,} failed = {planned:,} planned")
     if outcome.images:
         speed = f"{outcome.images:,} images in {format_seconds(outcome.seconds)}"
-        if outcome.images_per_second:
+        if outcome.figures.images_per_second:
             speed += (
-                f": {outcome.images_per_second:.1f} images/s once warm, after "
-                f"{format_seconds(outcome.start_up_seconds)} of start-up"
+                f": {outcome.figures.images_per_second:.1f} images/s once warm, after "
+                f"{format_seconds(outcome.figures.start_up_seconds)} of start-up"
             )
         print(speed)
     print(f'rows:   {folder}  (pandas.read_parquet("{folder}"))')

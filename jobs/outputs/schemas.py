@@ -103,6 +103,7 @@ RECEIPT = pa.schema(
         ("step", pa.string()),  # what failed, where nobody foresaw it: decoding, the model or writing; …
         ("trace", pa.string()),  # … and the traceback of that
         ("node", pa.string()),
+        ("warnings", pa.list_(pa.string())),  # of the actor, since its last receipt
         ("read_seconds", pa.float32()),
         ("decode_seconds", pa.float32()),
         ("model_seconds", pa.float32()),  # wall clock

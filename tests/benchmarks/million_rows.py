@@ -73,7 +73,7 @@ def report(what: str, outcome: RunResult, began: float) -> None:
     """One line of figures."""
     print(
         f"{what}: {outcome.images:,} images in {time.monotonic() - began:.0f} s, of which plan "
-        f"{outcome.phases['listing']:.1f} s; driver's peak {peak_gib():.2f} GiB",
+        f"{outcome.run['seconds_by_phase']['listing']:.1f} s; driver's peak {peak_gib():.2f} GiB",
         flush=True,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from captionlib.config import Preprocessing
+from captionlib.errors import CaptionlibWarning
 from captionlib.images.transforms import EncoderSquare
 from jobs.batch.decode_stage import Chunk
 from jobs.batch.job import BatchJob, RunResult
@@ -37,6 +39,8 @@ class StubFactory:
     unanswered_id: int | None = None
     """The model has no answer for this image."""
     failing_load: bool = False
+    warning: str | None = None
+    """The model warns of this when it is loaded."""
     failing_ids: tuple[int, ...] = ()
     """The model raises an exception at each of these images."""
 
@@ -46,6 +50,8 @@ class StubFactory:
     def load(self) -> Stub:
         if self.failing_load:
             raise RuntimeError("the stub does not load")
+        if self.warning is not None:
+            warnings.warn(self.warning, CaptionlibWarning, stacklevel=2)
         return Stub(self)
 
 

@@ -55,6 +55,13 @@ class OpenHubModel:
             values["max_side"] = self.transform.max_side
         return values
 
+    def arithmetic(self, *, gpu: bool) -> str:
+        """Return the type of the weights: the model's own on a GPU, float32 on a CPU, or the one that was asked for."""
+        dtype = self.options.dtype
+        if dtype == "auto":
+            return "the model's own type in PyTorch" if gpu else "float32 in PyTorch"
+        return f"{dtype} in PyTorch"
+
     @property
     def packages(self) -> tuple[str, ...]:
         """What runs it."""

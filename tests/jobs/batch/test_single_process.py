@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -9,9 +11,11 @@ from pathlib import Path
 
 import pandas
 import pytest
-from stubs import StubFactory, run_stub
+from stubs import StubFactory, run_stub, settings, stub_job
 
+from captionlib.errors import UserError
 from jobs.batch import single_process
+from jobs.batch.run import run_batch_job
 from jobs.batch.settings import WorkSettings
 from jobs.cli.errors import JobIncomplete
 
@@ -108,3 +112,20 @@ def test_a_model_that_fails_is_said_at_once_and_not_waited_for(tmp_path, make_im
     assert str(file) in said
     assert "Traceback" in file.read_text()
     assert run_stub(source, output).images == left
+
+
+def test_rows_of_another_arithmetic_are_not_mixed(tmp_path, make_images):
+    source, output = make_images(4), tmp_path / "out"
+    job = dataclasses.replace(stub_job(), arithmetic=lambda plan: "8-bit integers in OpenVINO")
+    run_batch_job(job, settings(source, output))
+    assert json.loads((output / "run.json").read_text())["arithmetic"] == "8-bit integers in OpenVINO"
+    make_images(6)
+    other = dataclasses.replace(job, arithmetic=lambda plan: "bfloat16 in PyTorch")
+    with pytest.raises(UserError, match="computed in 8-bit integers in OpenVINO, .* in bfloat16 in PyTorch"):
+        run_batch_job(other, settings(source, output))
+    assert run_batch_job(job, settings(source, output)).images == 2
+
+
+def test_warnings_of_the_model_reach_the_user_once(tmp_path, make_images, capsys):
+    run_stub(make_images(4), tmp_path / "out", StubFactory(warning="half speed"), work={"images_per_chunk": 1})
+    assert capsys.readouterr().err.count("half speed") == 1
