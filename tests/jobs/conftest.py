@@ -90,10 +90,11 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the stages of a small job in the test's own process, which has imported everything already."""
     from jobs.batch import single_process
     from jobs.batch.model_stage import ModelStage
+    from jobs.batch.ray_pipeline import as_table
 
     def receipts(self: Any, chunks: Any) -> Iterator[dict[str, Any]]:
         worker = ModelStage(self.factory, self.outputs, self.sidecar)
         for chunk in chunks:
-            yield worker(self.fetch(single_process.as_table(chunk))).to_pylist()[0]
+            yield worker(self.fetch(as_table(chunk))).to_pylist()[0]
 
     monkeypatch.setattr(single_process.SingleProcessPipeline, "receipts", receipts)
