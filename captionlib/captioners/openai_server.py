@@ -56,7 +56,7 @@ PATIENCE_SECONDS = 180.0
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 ATTEMPTS = 12
-"""Of one image, while others succeed."""
+"""How often one image may be answered with a 5xx, while others succeed, before it is left for later."""
 _IMAGE_STATUS = {400, 413, 415, 422}
 _REFUSED_STATUS = {401, 403, 404}
 _FINISH: dict[str, FinishReason] = {"stop": "end", "length": "length"}
@@ -153,7 +153,7 @@ class _Try:
 
     def __init__(self, place: int) -> None:
         self.place = place
-        self.attempts = 0
+        self.attempts = 0  # that the image may be at fault for: lost connections are not among them
 
 
 class _Call:
@@ -207,7 +207,7 @@ class _Call:
                 failures = 0
                 self.last_success = time.monotonic()
             except _TryAgain as fault:
-                item.attempts += 1
+                item.attempts += fault.is_answer
                 failures += 1
                 self.waiting.append(item)
                 silent = time.monotonic() - self.last_success
@@ -243,7 +243,8 @@ class _Call:
         if status in _REFUSED_STATUS:
             hint = f"is there no model {self.opened.model}, or no {KEY} in the environment of every machine?"
             raise ServiceRefused(f"{_place(url)} answers HTTP {status}: {message}; {hint}")
-        raise _TryAgain(f"HTTP {status}: {message}", float(wait) if wait.isdecimal() else 0.0)
+        seconds = float(wait) if wait.isdecimal() else 0.0
+        raise _TryAgain(f"HTTP {status}: {message}", seconds, is_answer=status >= 500)
 
     def _read(self, text: str) -> Answer:
         """An image's captions in the server's answer."""
@@ -272,9 +273,10 @@ class _Call:
 class _TryAgain(Exception):
     """The way to a server is broken, not the image."""
 
-    def __init__(self, message: str, wait_seconds: float = 0.0) -> None:
+    def __init__(self, message: str, wait_seconds: float = 0.0, *, is_answer: bool = False) -> None:
         super().__init__(message)
         self.wait_seconds = min(wait_seconds, LONGEST_WAIT_SECONDS)
+        self.is_answer = is_answer
 
 
 def to_jpeg(pixels: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""Settings of captioners of all kinds. Each kind says which it honours; any other that is given is refused."""
+"""Settings of captioners of all kinds. Each kind lists those that it supports; others are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import UseAppendAction, arg
 
 from captionlib.config import EngineKind
 from captionlib.errors import UserError
@@ -19,41 +21,47 @@ MAX_SIDE = 1024
 """Default of `CaptionerOptions.max_side`, in pixels."""
 
 
+def _hint(metavar: str, default: str) -> Any:
+    """Describe a flag whose default is not a plain value."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaptionerOptions:
-    """What can be said about a captioner beside its search. What is not given is left to the model."""
+    """Settings of the model. Those that a model does not have are refused."""
 
     engine: EngineKind = "auto"
-    """How the encoder of a checkpoint is run. On a CPU, `auto` is OpenVINO, in 8-bit integers (int8) where the
-checkpoint has an encoder in these, else in float32 (openvino); on a GPU, and where there is no OpenVINO, it is PyTorch
+    """How the encoder of a checkpoint is run. On a CPU, `auto` chooses OpenVINO: in 8-bit integers (int8) if the
+checkpoint has such an encoder, otherwise in float32 (openvino). On a GPU, and without OpenVINO, it chooses PyTorch
 (torch)."""
-    revision: str | None = None
-    """Branch, tag or commit of a model on the Hugging Face hub; the same as hf:NAME@REVISION."""
-    prompt: str | None = None
-    """What the model is asked or given to continue; for Florence-2 one of its tasks, such as "<DETAILED_CAPTION>"."""
-    prompt_file: Path | None = None
+    revision: Annotated[str | None, _hint("NAME", "the hub's main branch")] = None
+    """Branch, tag or commit of a model of the Hugging Face hub; the same as hf:NAME@REVISION."""
+    prompt: Annotated[str | None, _hint("TEXT", "the model's own; for chat models a request for one sentence")] = None
+    """The question to a chat model, or the beginning of the caption for a captioner; for Florence-2 a task, such as
+"<DETAILED_CAPTION>"."""
+    prompt_file: Annotated[Path | None, _hint("FILE", "none")] = None
     """A text file with the prompt."""
-    system_prompt: str | None = None
-    """What a chat model is told before the prompt."""
-    max_new_tokens: int | None = None
-    """Longest caption in tokens; the same as --search.max-tokens."""
-    repetition_penalty: float | None = None
-    """Divide the logits of tokens that occurred already by this (Keskar et al. 2019); 1 switches it off."""
+    system_prompt: Annotated[str | None, _hint("TEXT", "none")] = None
+    """Instructions to a chat model that precede the prompt."""
+    max_new_tokens: Annotated[int | None, _hint("INT", "--search.max-tokens")] = None
+    """Largest number of tokens of a caption; another name of --search.max-tokens."""
+    repetition_penalty: Annotated[float | None, _hint("FLOAT", "the model's own")] = None
+    """Penalty of tokens that occurred before (Keskar et al. 2019); 1 switches it off."""
     first_sentence: bool = False
     """Keep only the first sentence of each caption."""
     dtype: Dtype = "auto"
-    """Type of the weights: by default what they are stored in on a GPU, and float32 on a CPU."""
-    quantization: Quantization | None = None
-    """Weights in 8 or 4 bits, through bitsandbytes, on CUDA."""
-    max_side: int | None = None
-    """Scale images so that the longer side is at most this many pixels, for models that take any resolution, and
-for servers. Default: 1024."""
+    """Data type of the weights. `auto` is float32 on a CPU, and the stored type on a GPU."""
+    quantization: Annotated[Quantization | None, _hint("{8bit,4bit}", "none")] = None
+    """Load the weights in 8 or 4 bits with bitsandbytes. Needs CUDA."""
+    max_side: Annotated[int | None, _hint("INT", f"{MAX_SIDE}")] = None
+    """Longest side of the images in pixels; larger ones are scaled down. For models of any resolution and servers."""
     trust_remote_code: bool = False
-    """Let a model's own Python code run on your machines. Read it before."""
-    endpoint: tuple[str, ...] = ()
-    """Where a server speaks OpenAI's protocol, such as http://host:8000/v1; several share the work."""
-    concurrency: int | None = None
-    """Requests that are under way at once at each endpoint. Default: 16."""
+    """Run Python code that comes with the model. Read it before."""
+    endpoint: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """URL of a server that speaks OpenAI's protocol, such as http://host:8000/v1. May be repeated: the servers share
+the work. The key is read from OPENAI_API_KEY."""
+    concurrency: Annotated[int | None, _hint("INT", "16")] = None
+    """Largest number of concurrent requests to each endpoint."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_side", "concurrency"):

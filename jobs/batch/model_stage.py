@@ -26,7 +26,7 @@ from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles, replace_rows
 from jobs.outputs.id_ranges import IdRange
 from jobs.outputs.sidecar import Sidecar
-from jobs.storage.errors import AccessDenied, TransportFault
+from jobs.storage.errors import AccessDenied
 from jobs.storage.folder import check_path_visible
 from jobs.storage.paths import masked
 
@@ -131,7 +131,11 @@ class ModelStage:
         steps = ["the model"]
         try:
             done = self._work(chunk, chunks.column("images")[0].values, chunks.column("pixels")[0], steps)
-        except (TransportFault, AccessDenied, OSError) as error:  # a storage or a disk, which may come back
+        except AccessDenied as error:
+            # A server that refuses the caller refuses every image. An output may take the next write.
+            status = "denied" if steps[-1] == "the model" else "deferred"
+            return {"status": status, "reason": masked(str(error))[:500]}
+        except OSError as error:  # a storage or a disk, which may come back
             return {"status": "deferred", "reason": masked(f"{type(error).__name__}: {error}")[:500]}
         except Exception as error:
             # Not committed, so not lost: the driver tries the chunk again, and says so if it never works.

@@ -28,6 +28,8 @@ class Faults:
 
     slow_down: float = 0.0
     """503 SlowDown instead of an answer."""
+    too_many: float = 0.0
+    """429 instead of an answer."""
     reset: float = 0.0
     """The connection is reset before an answer; the store never sees the request."""
     lost_answer: float = 0.0
@@ -42,7 +44,7 @@ class Faults:
 
     def choose(self, number: float) -> str | None:
         """The fault of a request that drew this number of [0, 1)."""
-        for name in ("slow_down", "reset", "lost_answer", "cut", "stall"):
+        for name in ("slow_down", "too_many", "reset", "lost_answer", "cut", "stall"):
             number -= getattr(self, name)
             if number < 0:
                 return name
@@ -84,6 +86,8 @@ class FaultProxy:
             self.done[fault] += 1
         if fault == "slow_down":
             return web.Response(status=503, body=_SLOW_DOWN, content_type="application/xml")
+        if fault == "too_many":
+            return web.Response(status=429, text="Rate limit reached", headers={"Retry-After": "0"})
         if fault == "stall":
             await asyncio.sleep(faults.stall_seconds)
         if fault in ("reset", "stall"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,16 @@ import pandas
 import pytest
 import torch
 from PIL import Image
+from stubs import PHOTOS as FOLDER
 
-from jobs.batch import single_process
-from jobs.batch.model_stage import ModelStage
-from jobs.batch.ray_pipeline import as_table
 from jobs.caption import main
 from tests import hub_models
 
-PHOTOS = sorted((Path(__file__).parent.parent / "photos").glob("*.jpg"))
+PHOTOS = sorted(FOLDER.glob("*.jpg"))
 PROMPT = "Describe this image in one sentence."
 
 
-@pytest.fixture(scope="session")
-def hub_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model, made when it is first asked for."""
-    root = tmp_path_factory.mktemp("hub")
-
-    def make(name: str) -> Path:
-        if not (root / name).exists():
-            hub_models.MODELS[name](root / name)
-        return root / name
-
-    return make
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job's stages without a process of their own, which would have to import transformers for every test."""
-
-    def receipts(self: Any, chunks: Any) -> Iterator[dict[str, Any]]:
-        worker = ModelStage(self.factory, self.outputs, self.sidecar)
-        for chunk in chunks:
-            yield worker(self.fetch(as_table(chunk))).to_pylist()[0]
-
-    monkeypatch.setattr(single_process.SingleProcessPipeline, "receipts", receipts)
-
-
-def caption(model: Path, output: Path, *flags: str, photos: Path = PHOTOS[0].parent) -> pandas.DataFrame:
+def caption(model: Path, output: Path, *flags: str, photos: Path = FOLDER) -> pandas.DataFrame:
     """The job's rows, by the images' names."""
     assert main([str(photos), str(output), "--model", f"hf:{model}", "--num-cpus", "1", *flags]) == 0
     rows = pandas.read_parquet(output / "captions")
@@ -125,8 +97,8 @@ def test_a_beam_is_that_of_transformers(name: str, hub_model: Any, tmp_path: Pat
 @pytest.mark.usefixtures("in_this_process")
 def test_the_model_decides_what_nobody_asked_for(hub_model: Any, tmp_path: Path) -> None:
     folder = hub_model("florence2")  # asks for a beam of 3 without repeated triples
-    rows = caption(folder, tmp_path / "out")
-    assert rows.caption.to_dict() == expected(folder, max_new_tokens=128)
+    rows = caption(folder, tmp_path / "out", "--max-new-tokens", "20")
+    assert rows.caption.to_dict() == expected(folder, max_new_tokens=20)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["model"] == f"hf:{folder}"
     assert record["identity"]["prompt"] == "<CAPTION>"

@@ -99,7 +99,7 @@ def _default_search(name: str, options: CaptionerOptions) -> SearchConfig:
         method="beam" if width > 1 else "greedy",
         beam_width=width if width > 1 else SearchConfig().beam_width,
         max_tokens=min(longest, 4 * family.max_tokens),  # some say thousands, which no caption is worth
-        length_penalty=1.0,
+        length_penalty=float(own.get("length_penalty") or 1.0) if width > 1 else 0.0,
         no_repeat_ngram=_number(own.get("no_repeat_ngram_size"), 0),
     )
 
