@@ -111,7 +111,8 @@ def caption(settings: CaptionSettings) -> int:
     outcome = run_batch_job(job, settings)
     if settings.report and (outcome.run or not outcome.output.exists("report.html")):
         write_report(outcome, settings)
-    print_summary(outcome, job.verb)
+    if not settings.quiet:
+        print_summary(outcome, job.verb)
     if settings.show:
         print_captions(outcome, settings.show)
     if outcome.counts.failed and not outcome.counts.done:

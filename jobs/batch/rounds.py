@@ -68,7 +68,8 @@ def run_rounds(
     """Process the remaining images in rounds, and record the figures of the run in `outcome`."""
     work, faults = settings.work, settings.faults
     num_todo = total(todo) + sum(redo.values())
-    progress = Progress(outcome.manifest.num_images, outcome.manifest.num_images - num_todo, job.verb)
+    planned = outcome.manifest.num_images
+    progress = Progress(planned, planned - num_todo, job.verb, quiet=settings.quiet)
     with contextlib.ExitStack() as stack:
         if single_process.is_small_job(num_todo, work):
             kind: type[Pipeline] = single_process.SingleProcessPipeline
