@@ -50,11 +50,11 @@ def caption(settings: CaptionSettings) -> int:
     from jobs.batch.job import BatchJob
     from jobs.batch.run import run_batch_job
     from jobs.batch.summary import print_captions, print_summary
+    from jobs.cli.masking import masked
     from jobs.cluster.resources import Plan
     from jobs.outputs.export import EXPORTS
     from jobs.outputs.sidecar import Sidecar
     from jobs.storage.folder import Folder
-    from jobs.storage.paths import masked
 
     captioner = open_captioner(settings.model, settings.search, settings.captioner)
     search = to_dict(captioner.search)

@@ -25,13 +25,13 @@ from jobs.batch.model_stage import PassthroughColumns, ProcessorFactory
 from jobs.batch.ray_pipeline import Pipeline
 from jobs.batch.settings import BatchSettings
 from jobs.cli.errors import JobIncomplete
+from jobs.cli.masking import masked
 from jobs.cli.progress import Progress, format_seconds
 from jobs.cluster.resources import Plan, plan
 from jobs.cluster.session import RaySession
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, cut, total
-from jobs.storage.paths import masked
 
 if TYPE_CHECKING:
     from jobs.batch.job import BatchJob, RunResult

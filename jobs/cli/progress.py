@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from jobs.cli.masking import masked
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -105,7 +107,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(masked(text), highlight=False, markup=False)
         else:
             self._print(text)
 
@@ -153,7 +155,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(masked(text), file=sys.stderr, flush=True)
 
 
 def format_seconds(seconds: float) -> str:
