@@ -237,9 +237,9 @@ def _print(measured: Measured, limit: Bottleneck, future: Forecast) -> None:
 
 
 def _facts(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, future: Forecast) -> dict[str, Any]:
+    from jobs.cli.masking import masked
     from jobs.cluster.resources import num_cpus
     from jobs.outputs import run_record
-    from jobs.storage.paths import masked
 
     inputs = [masked(text) for text in (settings.input, *settings.also)]
     return {

@@ -50,11 +50,11 @@ def caption(settings: CaptionSettings) -> int:
     from jobs.batch.job import BatchJob
     from jobs.batch.run import run_batch_job
     from jobs.batch.summary import print_captions, print_summary
+    from jobs.cli.masking import masked
     from jobs.cluster.resources import Plan
     from jobs.outputs.export import EXPORTS
     from jobs.outputs.sidecar import Sidecar
     from jobs.storage.folder import Folder
-    from jobs.storage.paths import masked
 
     captioner = open_captioner(settings.model, settings.search, settings.captioner)
     search = to_dict(captioner.search.effective())
@@ -112,7 +112,8 @@ def caption(settings: CaptionSettings) -> int:
     outcome = run_batch_job(job, settings)
     if settings.report and (outcome.run or not outcome.output.exists("report.html")):
         write_report(outcome, settings)
-    print_summary(outcome, job.verb)
+    if not settings.quiet:
+        print_summary(outcome, job.verb)
     if settings.show:
         print_captions(outcome, settings.show)
     if outcome.counts.failed and not outcome.counts.done:

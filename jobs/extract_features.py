@@ -87,7 +87,8 @@ def extract_features(settings: FeatureSettings) -> int:
         compact=False,  # a chunk's features are tens of megabytes already
     )
     outcome = run_batch_job(job, settings)
-    print_summary(outcome, job.verb)
+    if not settings.quiet:
+        print_summary(outcome, job.verb)
     return 0 if outcome.counts.done or not outcome.counts.failed else 1
 
 

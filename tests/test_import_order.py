@@ -15,7 +15,7 @@ LIBRARY = (
     "report", "features", "encoders", "decoders", "search", "checkpoints", "engines", "captioners", "training",
 )  # fmt: skip
 JOBS = ("cli", "storage", "inputs", "outputs", "cluster", "batch", "training", "evaluation", "benchmarking")
-COMMANDS = {"caption", "train", "extract_features", "evaluate", "benchmark", "quantize"}
+COMMANDS = {"__main__", "caption", "train", "extract_features", "evaluate", "benchmark", "quantize"}
 
 
 def modules(package: str) -> dict[str, Path]:

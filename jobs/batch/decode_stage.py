@@ -22,6 +22,7 @@ from captionlib.images.decode import ImageDecodeError
 from captionlib.images.transforms import ImageTransform
 from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.manifest import Manifest
+from jobs.cli.masking import masked
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import ImageReader, image_refs
 from jobs.outputs import schemas
@@ -30,7 +31,7 @@ from jobs.outputs.id_ranges import IdRange
 from jobs.storage.access import AccessSettings
 from jobs.storage.errors import AccessDenied, HostUnreachable, InputFault, RequestFailed, TransportFault
 from jobs.storage.folder import check_path_visible
-from jobs.storage.paths import is_local, masked
+from jobs.storage.paths import is_local
 from jobs.storage.read import configure_inputs, input_access
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from jobs.batch.job import RunResult
 from jobs.batch.row_images import RowImages
 from jobs.batch.settings import CaptionSettings
+from jobs.cli.masking import masked
 from jobs.inputs.listing import describe_left_out
 from jobs.storage.errors import AccessDenied, InputFault, TransportFault
-from jobs.storage.paths import masked
 
 if TYPE_CHECKING:
     from captionlib.report import Card

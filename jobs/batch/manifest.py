@@ -140,7 +140,7 @@ class Manifest:
         def write(rows: list[ImageRef]) -> None:
             nonlocal next_id
             ids = IdRange(next_id, next_id + len(rows) - 1)
-            self.folder.write(_name(ids), _to_parquet(ids, rows, schema))
+            self.folder.write(_name(ids), _to_parquet(ids, rows, schema), is_private=True)
             files.append(ids)
             next_id = ids.last + 1
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.cli.masking import masked
+
 STEPS = ("read", "decode", "model", "write")
 
 
@@ -30,7 +32,7 @@ class Metrics:
         )
         for key, name, description, tags in made:
             self._counters[key] = Counter(f"captionlib_{name}", description, ("output", *tags))
-            self._counters[key].set_default_tags({"output": output})
+            self._counters[key].set_default_tags({"output": masked(output)})
 
     def count(self, receipt: Mapping[str, Any]) -> None:
         """Count a committed chunk.

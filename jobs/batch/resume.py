@@ -14,6 +14,7 @@ from captionlib.config import to_dict
 from captionlib.errors import UserError
 from jobs.batch.manifest import ROWS_PER_GROUP, Manifest, delete_manifest
 from jobs.batch.settings import BatchSettings
+from jobs.cli.masking import masked
 from jobs.inputs.listing import LeftOut
 from jobs.inputs.sources import Sources
 from jobs.outputs import run_record
@@ -22,7 +23,6 @@ from jobs.outputs.export import delete_exports
 from jobs.outputs.sidecar import Sidecar
 from jobs.storage.errors import AccessDenied, TransportFault
 from jobs.storage.folder import Folder
-from jobs.storage.paths import masked
 
 
 @contextlib.contextmanager

@@ -26,13 +26,13 @@ from jobs.batch.model_stage import PassthroughColumns, ProcessorFactory
 from jobs.batch.ray_pipeline import Pipeline
 from jobs.batch.settings import BatchSettings
 from jobs.cli.errors import JobIncomplete
+from jobs.cli.masking import masked
 from jobs.cli.progress import Progress, format_seconds
 from jobs.cluster.resources import Plan, plan
 from jobs.cluster.session import RaySession
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, cut, total
-from jobs.storage.paths import masked
 
 LARGEST_DEFAULT_CHUNK = 512
 SMALLEST_DEFAULT_CHUNK = 64
@@ -94,7 +94,7 @@ class Rounds:
         self.on_plan, self.on_commit = on_plan, on_commit
         self.files = list(outputs.values())[-1]
         planned, count = manifest.num_images, remaining.num_images
-        self.progress = Progress(planned, planned - count, job.verb)
+        self.progress = Progress(planned, planned - count, job.verb, quiet=settings.quiet)
         self._ray_seconds = 0.0
         self._tracker: ChunkTracker | None = None
 

@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Any
 
 from jobs.batch.manifest import Manifest
+from jobs.cli.masking import MASK
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import ImageReader, image_refs
 from jobs.outputs.id_ranges import IdRange
 from jobs.storage.errors import InputFault
-from jobs.storage.paths import MASK
 
 
 class RowImages:

@@ -25,6 +25,7 @@ from jobs.batch.row_images import RowImages
 from jobs.batch.settings import BatchSettings
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.exit_codes import RESUME_HINT
+from jobs.cli.masking import masked
 from jobs.cluster.resources import Plan
 from jobs.cluster.session import ClusterError
 from jobs.inputs.sources import Sources
@@ -33,7 +34,7 @@ from jobs.outputs.chunk_files import ChunkFiles, Counts, FileCounts
 from jobs.outputs.export import export, formats_there
 from jobs.outputs.id_ranges import IdRange, subtract
 from jobs.storage.folder import Folder
-from jobs.storage.paths import check_paths_outlive_job, masked
+from jobs.storage.paths import check_paths_outlive_job
 from jobs.storage.read import configure_inputs
 
 SECONDS_BETWEEN_RECORDS = 5.0

@@ -42,7 +42,7 @@ class WorkSettings:
     """Number of images that are committed together; a crash loses at most the chunks in progress."""
     batch_size: Annotated[int | None, _hint("INT", "32, on a GPU 512")] = None
     """Number of images per batch of the model."""
-    num_actors: Annotated[int | None, _hint("INT", "one per GPU; without GPUs, one per 8 CPUs or machine")] = None
+    num_actors: Annotated[int | None, _hint("INT", "one per GPU, or per CPU up to 8 on a machine")] = None
     """Number of copies of the model."""
     address: Annotated[str | None, _hint("ADDRESS", "RAY_ADDRESS, or else this machine")] = None
     """Address of a running Ray cluster, such as "auto". "local" starts Ray on this machine even for few images."""
@@ -91,6 +91,8 @@ the job and processes new images."""
     """Another input. May be repeated."""
     limit: Annotated[int | None, _hint("N", "all")] = None
     """Process only the first N images of the inputs."""
+    quiet: bool = False
+    """Print only errors."""
     overwrite: bool = False
     """Delete the existing output and start from the beginning."""
     retry_errors: bool = False

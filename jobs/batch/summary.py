@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from jobs.batch.job import RunResult
+from jobs.cli.masking import masked
 from jobs.cli.progress import format_seconds
 from jobs.inputs.listing import describe_left_out
 
@@ -21,7 +22,7 @@ def print_summary(outcome: RunResult, verb: str) -> None:
     done, failed = outcome.counts
     planned = outcome.manifest.num_images
     assert done + failed == planned
-    folder = outcome.files.folder.url
+    folder = masked(outcome.files.folder.url)
     if not outcome.run:
         print(f"Nothing to do: all {planned:,} images have a row.")
     print(f"{done:,} {verb} + {failed:,} failed = {planned:,} planned")
@@ -37,7 +38,7 @@ def print_summary(outcome: RunResult, verb: str) -> None:
     if outcome.left_out:
         print(describe_left_out(outcome.left_out))
     if outcome.output.exists("report.html"):
-        print(f"report: {outcome.output.url}/report.html")
+        print(f"report: {masked(outcome.output.url)}/report.html")
     if failed and outcome.images:
         print("failed: their rows have an `error`; --retry-errors tries them again")
 

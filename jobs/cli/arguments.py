@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,10 +16,12 @@ import tyro
 
 from captionlib.config import from_dict, to_dict
 from captionlib.errors import UserError
+from captionlib.version import __version__
+from jobs.cli.help_text import tidy_help
+from jobs.cli.pipes import quiet_when_unread
 
 T = TypeVar("T")
-# How --help reads: INPUT and OUTPUT by name, no --no-overwrite.
-_LOOKS = (tyro.conf.PositionalMetavarFromFieldName, tyro.conf.FlagCreatePairsOff)
+_LOOKS = (tyro.conf.PositionalMetavarFromFieldName,)  # INPUT and OUTPUT in --help by name
 
 
 def parse(
@@ -33,14 +37,31 @@ def parse(
     An invalid command line or file ends the process with an error message on stderr and exit code 2.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in arguments:
+        print(f"{prog} {__version__}")
+        raise SystemExit(0)
     try:
         path = peek(arguments, "config")
         values = dict(defaults or {}) | ({} if path is None else read_file(cls, Path(path), defaults or {}))
         default = _with_defaults(cls, values)
-        return tyro.cli(cls, args=arguments, prog=prog, description=description, config=_LOOKS, default=default)
+        with _tidy_stdout():
+            return tyro.cli(cls, args=arguments, prog=prog, description=description, config=_LOOKS, default=default)
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def _tidy_stdout() -> Iterator[None]:
+    """Print what is written to stdout, which is the text of --help, when it is complete and tidied."""
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(written):
+            yield
+    finally:
+        if written.getvalue():
+            with quiet_when_unread():
+                print(tidy_help(written.getvalue()), end="")
 
 
 def peek(argv: Sequence[str], name: str) -> str | None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from captionlib.errors import ImageError, UserError
 from jobs.cli.errors import JobIncomplete
+from jobs.cli.masking import masked
+from jobs.cli.pipes import quiet_when_unread
 
 RESUME_HINT = "Finished work is kept; run the same command again to resume"
 
@@ -22,12 +24,15 @@ def run_command(prog: str, action: Callable[[], int]) -> int:
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
-        return action()
+        code = 0
+        with quiet_when_unread():  # what is printed comes at the end, when the work is done
+            code = action()
+        return code  # noqa: RET504  it is 0 when nobody reads what was printed
     except (UserError, ImageError, OSError, ModuleNotFoundError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {masked(str(error))}", file=sys.stderr)
         return 2
     except JobIncomplete as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {masked(str(error))}", file=sys.stderr)
         return 1
     except Terminated:
         print(f"{prog}: terminated. {RESUME_HINT}", file=sys.stderr)

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from jobs.cli.masking import masked
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -22,9 +24,11 @@ class Progress:
         planned: number of images of this run and all earlier runs.
         finished: number of images of earlier runs.
         verb: past participle for the display, such as "captioned".
+        quiet: count, but display nothing.
     """
 
-    def __init__(self, planned: int, finished: int, verb: str) -> None:
+    def __init__(self, planned: int, finished: int, verb: str, *, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.planned, self.before, self.verb = planned, finished, verb
         self.done = 0
         self.failed = 0
@@ -63,7 +67,7 @@ class Progress:
         return (self.images - self.first[1]) / (self.last - self.first[0])
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self.quiet:
             self._start_bar()
         return self
 
@@ -103,7 +107,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(masked(text), highlight=False, markup=False)
         else:
             self._print(text)
 
@@ -149,9 +153,9 @@ class Progress:
         )
         self._bar.start()
 
-    @staticmethod
-    def _print(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+    def _print(self, text: str) -> None:
+        if not self.quiet:
+            print(masked(text), file=sys.stderr, flush=True)
 
 
 def format_seconds(seconds: float) -> str:

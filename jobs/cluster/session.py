@@ -70,7 +70,8 @@ class RaySession:
             else:
                 self._check_gpus()
                 options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "include_dashboard": False}
-                self._start({"address": "local", **options})
+                with _loopback_only():
+                    self._start({"address": "local", **options})
             self._is_mine = True
         _quieten_ray_data()
         if self.address:
@@ -184,6 +185,23 @@ def _own_signal_handler() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Have a Ray that is started in the `with` listen on 127.0.0.1 only, as Ray does by itself on macOS and Windows.
+
+    Its servers execute what they are sent, so those of a job on one machine must not be reachable from others. Ray
+    reads RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, which decides this, only when it is imported.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _check_address(address: str) -> None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from captionlib.errors import UserError
+from jobs.cli.masking import masked
 from jobs.inputs.listing import ImageRef
 from jobs.storage.folder import Folder
-from jobs.storage.paths import is_local, masked
+from jobs.storage.paths import is_local
 
 SidecarMode = Literal["skip", "overwrite", "append"]
 

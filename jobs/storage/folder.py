@@ -70,16 +70,17 @@ class Folder:
         """
         return with_retries(lambda: read_once(f"{self.url}/{name}"))
 
-    def write(self, name: str, data: bytes | memoryview, *, durable: bool = True) -> None:
+    def write(self, name: str, data: bytes | memoryview, *, durable: bool = True, is_private: bool = False) -> None:
         """Write a whole file, replacing an existing one.
 
         Args:
             durable: wait until the data is on the disk, so that it survives a power failure.
+            is_private: on a disk, readable by its owner only.
 
         Raises:
             PermissionError, TransportFault: the file could not be written.
         """
-        with_retries(lambda: self._write(name, data, durable))
+        with_retries(lambda: self._write(name, data, durable, is_private))
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
@@ -144,12 +145,12 @@ class Folder:
         self.write(name, b"captionlib")
         self.delete(name)
 
-    def _write(self, name: str, data: bytes | memoryview, durable: bool) -> None:
+    def _write(self, name: str, data: bytes | memoryview, durable: bool, is_private: bool) -> None:
         target = f"{self.url}/{name}"
         hidden = f"{self.url}/.{name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         if self.is_local:
             os.makedirs(self.url, exist_ok=True)
-            with _replacing(target, hidden, durable) as file:
+            with _replacing(target, hidden, durable, is_private) as file:
                 file.write(data)
             return
         fs: Any = filesystem(self.url)
@@ -167,10 +168,11 @@ class _Damaged:
 
 
 @contextlib.contextmanager
-def _replacing(target: str, hidden: str, durable: bool) -> Iterator[IO[bytes]]:
+def _replacing(target: str, hidden: str, durable: bool, is_private: bool = False) -> Iterator[IO[bytes]]:
     """Open a local file under a hidden name and rename it to `target` when the `with` block ends without an error."""
     try:
-        with open(hidden, "wb") as file:
+        mode = 0o600 if is_private else 0o666  # what the umask leaves of it
+        with open(hidden, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
             yield file
             if durable:
                 file.flush()

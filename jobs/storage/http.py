@@ -25,10 +25,10 @@ from urllib3.exceptions import (
     SSLError,
 )
 
+from jobs.cli.masking import masked
 from jobs.storage.access import AccessSettings
 from jobs.storage.errors import HostUnreachable, InputFault, RequestFailed, TransportFault
 from jobs.storage.hosts import Hosts
-from jobs.storage.paths import masked
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 
 from captionlib.errors import UserError
 
@@ -27,23 +26,3 @@ def check_paths_outlive_job(*paths: str) -> None:
                 f"{path} lies in the copy of the code that `ray job submit` makes for a job and deletes with it: "
                 "give a URL such as s3://…, or the whole path of a folder that all machines share"
             )
-
-
-_SECRETS = re.compile(
-    # Parameters of AWS, Google and Azure signatures, and usual names of tokens; `key` only with a long value.
-    r"(?i)(?<=[?&])([a-z_-]*(?:signature|credential|token|secret|password|passwd|pwd|authorization|api[_-]?key|"
-    r"access[_-]?key(?:id)?|accessid|session[_-]?id)|sig|auth|key(?==[^&#\s]{20}))=[^&#\s'\"]+"
-)
-_USER = re.compile(r"(?<=://)[^/@\s'\"]*@")
-MASK = "***"
-
-
-def masked(text: str) -> str:
-    """Mask the secrets of all URLs in a text: `user:password@`, and query parameters that sign or authorise.
-
-    Everything that others than the job may read goes through this function: rows, exports, reports, logs, error
-    messages, tags of metrics.
-    """
-    if "://" not in text:
-        return text
-    return _SECRETS.sub(rf"\1={MASK}", _USER.sub(f"{MASK}@", text))
