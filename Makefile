@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 EXTRAS ?= dev
+LOWEST := .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo check format test test-parity test-faults clean
+.PHONY: help env demo check format test test-lowest test-parity test-faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,6 +37,12 @@ format: env ## rewrite the code in the project's format
 test: env ## all tests but the slow ones
 	$(BIN)/python -m pytest
 
+test-lowest: ## all tests but the slow ones, with the lowest versions of all packages that pyproject.toml allows
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) tests/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[test]'
+	$(LOWEST)/bin/python -m pytest
+
 test-parity: env ## equality with independent implementations (needs Java)
 	$(BIN)/python -m pytest -m parity
 
@@ -43,4 +50,4 @@ test-faults: env ## kill, starve and mislead the jobs on a real S3 server and a 
 	$(BIN)/python -m pytest -m slow tests/faults
 
 clean: ## remove what the targets made, the environment included
-	rm -rf $(VENV) .demo build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) .demo build dist *.egg-info
