@@ -63,6 +63,13 @@ def caption(settings: CaptionSettings) -> int:
         "search": search,
         **captioner.settings,
     }
+    if settings.min_confidence is not None:
+        if not captioner.has_confidence:
+            raise UserError(
+                f"--min-confidence needs a model that knows its confidence, and {captioner.name} does not: calibrate a "
+                "checkpoint with python -m jobs.calibrate"
+            )
+        identity["min_confidence"] = settings.min_confidence
     sidecar = None
     if settings.sidecar is not None:
         sidecar = Sidecar(settings.sidecar, settings.sidecar_prefix, settings.sidecar_suffix)
@@ -77,7 +84,9 @@ def caption(settings: CaptionSettings) -> int:
     }
 
     def factory(plan: Plan) -> CaptionFactory:
-        return CaptionFactory(captioner, settings.work.batch_size, plan.actor_threads, metadata)
+        return CaptionFactory(
+            captioner, settings.work.batch_size, plan.actor_threads, metadata, settings.min_confidence
+        )
 
     job = BatchJob(
         kind="caption",

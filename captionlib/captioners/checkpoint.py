@@ -41,6 +41,7 @@ class OpenCheckpoint:
     """As `captionlib.checkpoints.resolve_checkpoint` takes it, on every machine."""
     engine: EngineKind
     transform: EncoderSquare
+    has_confidence: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -119,7 +120,8 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
     _check_kind(model)
     directory = resolve_checkpoint(model)
     check_checkpoint(directory)
-    encoder = read_config(directory).model.encoder
+    config = read_config(directory)
+    encoder = config.model.encoder
     if encoder.kind == "vectors":
         raise UserError(
             f"the checkpoint {model} was trained on ready-made features and has no encoder for images: "
@@ -138,6 +140,7 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
         source=model if is_elsewhere else str(directory.resolve()),
         engine=options.engine,
         transform=EncoderSquare(encoder.preprocessing),
+        has_confidence=config.confidence is not None,
     )
 
 

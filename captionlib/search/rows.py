@@ -48,9 +48,7 @@ class Rows:
         keep_steps: collect the log-probability of each word and the entropy of its distribution.
     """
 
-    def __init__(
-        self, start: State, memory: Memory, *, keep_attention: bool = False, keep_steps: bool = False
-    ) -> None:
+    def __init__(self, start: State, memory: Memory, *, keep_attention: bool = False, keep_steps: bool = False) -> None:
         first = next(iter(start.values()))
         num_images, self.device = first.shape[0], first.device
         self.state, self.memory = start, memory
@@ -165,7 +163,9 @@ class Rows:
                     words_and_end = ending + (EOS in words[k])
                     steps = self.steps[place * self.width + k, :words_and_end].T.tolist()
                 key = k if config.method == "sample" else caption
-                found.setdefault(key, Hypothesis(caption, of_image[k], EOS in words[k], *map(tuple, steps), attention=weights))
+                found.setdefault(
+                    key, Hypothesis(caption, of_image[k], EOS in words[k], *map(tuple, steps), attention=weights)
+                )
             self._found[self._places[place]] = list(found.values())[: config.num_captions]
 
 

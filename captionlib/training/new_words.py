@@ -24,7 +24,9 @@ def extended(known: Vocabulary, other: Vocabulary) -> Vocabulary:
     return Vocabulary([*known.words, *(word for word in other.words if word not in known)])
 
 
-def carry_over(weights: Mapping[str, Tensor], known: Vocabulary, wanted: Vocabulary, seed: int = 0) -> dict[str, Tensor]:
+def carry_over(
+    weights: Mapping[str, Tensor], known: Vocabulary, wanted: Vocabulary, seed: int = 0
+) -> dict[str, Tensor]:
     """Return a decoder's weights for another vocabulary.
 
     The vector of a word that is new is the mean of the known ones plus noise of standard deviation 0.05; its bias is

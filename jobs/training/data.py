@@ -328,9 +328,7 @@ def _read_objects(settings: TrainSettings) -> Mapping[str, Sequence[str]]:
     return {} if settings.data.objects_file is None else read_objects(settings.data.objects_file)
 
 
-def _object_labels(
-    settings: TrainSettings, train: Split, objects: Mapping[str, Sequence[str]]
-) -> ObjectLabels | None:
+def _object_labels(settings: TrainSettings, train: Split, objects: Mapping[str, Sequence[str]]) -> ObjectLabels | None:
     path = settings.data.objects_file
     if path is None:
         return None

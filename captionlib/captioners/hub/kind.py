@@ -56,6 +56,11 @@ class OpenHubModel:
         return values
 
     @property
+    def has_confidence(self) -> bool:
+        """Nobody has calibrated it."""
+        return False
+
+    @property
     def packages(self) -> tuple[str, ...]:
         """What runs it."""
         return ("transformers", "accelerate", "torchvision")

@@ -70,9 +70,7 @@ class Chain:
             "attention": torch.zeros(len(self), num_words),
         }
         memory = {"table": self.log_probs}
-        return search(
-            self.step, start, memory, config, image_ids, keep_attention=keep_attention, keep_steps=keep_steps
-        )
+        return search(self.step, start, memory, config, image_ids, keep_attention=keep_attention, keep_steps=keep_steps)
 
     def log_prob(self, image: int, words: Sequence[int]) -> float:
         """Of a caption, its `<eos>` included."""
