@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captionlib.errors import UserError
+
 if TYPE_CHECKING:  # checkpoints are read without waiting for PyTorch
     from torch import Tensor
 
@@ -60,11 +62,11 @@ def evidence(hypothesis: Hypothesis, words: Sequence[str], feature_norm: float) 
         feature_norm: Euclidean norm of the image's mean feature vector.
 
     Raises:
-        ValueError: the search did not keep its steps.
+        UserError: the search did not keep its steps.
     """
     log_probs, entropies = np.array(hypothesis.word_log_probs), np.array(hypothesis.entropies)
     if not len(log_probs):
-        raise ValueError("confidence needs the log-probability of each word: search with keep_steps=True")
+        raise UserError("confidence needs the log-probability of each word: search with keep_steps=True")
     places = [*hypothesis.tokens, 0][: len(log_probs)]  # `<eos>` is the most frequent
     weights = np.log1p(np.array(places, float))
     share = weights / max(float(weights.sum()), 1e-9)
@@ -116,7 +118,7 @@ class Calibration:
     def __post_init__(self) -> None:
         names = tuple(name for name, *_ in self.signals)
         if names != SIGNALS:
-            raise ValueError(
+            raise UserError(
                 f"confidence was fitted on the signals {', '.join(names)}, and this version of the project computes "
                 f'{", ".join(SIGNALS)}: take "confidence" out of config.json, and calibrate with python -m '
                 "jobs.calibrate"
@@ -149,11 +151,11 @@ class Fitter:
         """Fit the model.
 
         Raises:
-            ValueError: there are fewer than ten right or fewer than ten wrong captions.
+            UserError: there are fewer than ten right or fewer than ten wrong captions.
         """
         right = np.array(is_right, float)
         if min(right.sum(), (1 - right).sum()) < 10:
-            raise ValueError(
+            raise UserError(
                 f"{int(right.sum())} of {len(right)} captions are right: fitting needs at least ten right and ten "
                 "wrong ones; give more images"
             )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from tyro.conf import Positional, UseAppendAction
 
+from captionlib.errors import UserError
 from jobs.cli.arguments import parse
 from jobs.cli.exit_codes import run_command
 from jobs.storage.folder import Folder
@@ -54,9 +55,9 @@ class CalibrateSettings:
 
     def __post_init__(self) -> None:
         if self.folds < 2:
-            raise ValueError(f"--folds must be at least 2, got {self.folds}")
+            raise UserError(f"--folds must be at least 2, got {self.folds}")
         if self.ridge <= 0:
-            raise ValueError(f"--ridge must be positive, got {self.ridge}")
+            raise UserError(f"--ridge must be positive, got {self.ridge}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def calibrate(settings: CalibrateSettings) -> int:
     """Caption, fit, cross-validate and write; returns the exit code.
 
     Raises:
-        ValueError, OSError: something is wrong with the images, the output or the checkpoint.
+        UserError, OSError: something is wrong with the images, the output or the checkpoint.
     """
     from captionlib.captioners.predictor import Predictor
     from captionlib.checkpoints import CONFIG, add_confidence, load_checkpoint, resolve_checkpoint
@@ -78,7 +79,7 @@ def calibrate(settings: CalibrateSettings) -> int:
     from captionlib.metrics.calibration import area_under_roc, expected_calibration_error, reliability
 
     if not settings.data:
-        raise ValueError("give at least one data set of images with captions, such as --data flickr8k,flickr8k,dev")
+        raise UserError("give at least one data set of images with captions, such as --data flickr8k,flickr8k,dev")
     datasets = [(text, read_data(text)) for text in settings.data]
     directory = resolve_checkpoint(settings.model)
     predictor = Predictor(load_checkpoint(directory))
@@ -127,13 +128,13 @@ def read_data(text: str) -> list[CaptionedImage]:
     """Read the images and captions of one `--data`.
 
     Raises:
-        ValueError: the text is not KIND,PATH,SPLIT or KIND,PATH,SPLIT,IMAGES, or the data set is faulty.
+        UserError: the text is not KIND,PATH,SPLIT or KIND,PATH,SPLIT,IMAGES, or the data set is faulty.
     """
     from jobs.evaluation.inputs import read_references
 
     parts = text.split(",")
     if len(parts) not in (3, 4):
-        raise ValueError(f"--data {text}: expected KIND,PATH,SPLIT or KIND,PATH,SPLIT,IMAGES")
+        raise UserError(f"--data {text}: expected KIND,PATH,SPLIT or KIND,PATH,SPLIT,IMAGES")
     kind, path, split = parts[:3]
     images_root = parts[3] if len(parts) == 4 else None
     return read_references(kind, path, split=split, split_file=None, images_root=images_root)

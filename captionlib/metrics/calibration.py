@@ -10,13 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from captionlib.errors import UserError
+
 
 class ReliabilityBin(NamedTuple):
     """Predictions between two probabilities. A reliability diagram draws `share_right` over `mean`."""
 
     low: float
     high: float
-    count: int
+    num_captions: int
     """Number of predictions at or above `low` and below `high`; the last bin includes `high`."""
     mean: float
     """Mean predicted probability; NaN if there is none."""
@@ -34,12 +36,12 @@ def area_under_roc(scores: ArrayLike, is_right: ArrayLike) -> float:
         is_right: (M,) booleans.
 
     Raises:
-        ValueError: all are right, or all are wrong, so that there is nothing to compare.
+        UserError: all are right, or all are wrong, so that there is nothing to compare.
     """
     values, right = np.asarray(scores, float), np.asarray(is_right, bool)
     num_right, num_wrong = int(right.sum()), int((~right).sum())
     if not num_right or not num_wrong:
-        raise ValueError(f"{num_right} are right and {num_wrong} wrong: the area under the ROC curve needs both")
+        raise UserError(f"{num_right} are right and {num_wrong} wrong: the area under the ROC curve needs both")
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[place]  # ranks from 1; equal scores share theirs
     return float((mean_rank[right].sum() - num_right * (num_right + 1) / 2) / (num_right * num_wrong))
@@ -68,6 +70,6 @@ def reliability(probabilities: ArrayLike, is_right: ArrayLike, num_bins: int = 1
 def expected_calibration_error(probabilities: ArrayLike, is_right: ArrayLike, num_bins: int = 10) -> float:
     """Return the mean distance between predicted probability and share of right ones, in [0, 1] (Guo et al. 2017,
     equation 5)."""
-    bins = [found for found in reliability(probabilities, is_right, num_bins) if found.count]
-    total = sum(found.count for found in bins)
-    return sum(found.count * abs(found.mean - found.share_right) for found in bins) / total
+    bins = [found for found in reliability(probabilities, is_right, num_bins) if found.num_captions]
+    total = sum(found.num_captions for found in bins)
+    return sum(found.num_captions * abs(found.mean - found.share_right) for found in bins) / total

@@ -158,13 +158,14 @@ class Rows:
                 weights = None
                 if self.attention is not None:
                     weights = self.attention[place * self.width + k, :ending].clone()
-                steps: list[list[float]] = []
+                log_probs_of_words, entropies = (), ()
                 if self.steps is not None:
-                    words_and_end = ending + (EOS in words[k])
-                    steps = self.steps[place * self.width + k, :words_and_end].T.tolist()
+                    num_steps = ending + (EOS in words[k])
+                    steps = self.steps[place * self.width + k, :num_steps].T.tolist()
+                    log_probs_of_words, entropies = tuple(steps[0]), tuple(steps[1])
                 key = k if config.method == "sample" else caption
                 found.setdefault(
-                    key, Hypothesis(caption, of_image[k], EOS in words[k], *map(tuple, steps), attention=weights)
+                    key, Hypothesis(caption, of_image[k], EOS in words[k], log_probs_of_words, entropies, weights)
                 )
             self._found[self._places[place]] = list(found.values())[: config.num_captions]
 

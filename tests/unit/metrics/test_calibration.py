@@ -43,6 +43,6 @@ def test_reliability_by_hand() -> None:
 
 def test_an_empty_bin_counts_nothing() -> None:
     empty = reliability([0.9], [True], num_bins=2)[0]
-    assert empty.count == 0
+    assert empty.num_captions == 0
     assert math.isnan(empty.mean)
     assert expected_calibration_error([0.9], [True], 2) == pytest.approx(0.1)
