@@ -138,7 +138,8 @@ class Fitter:
     """How the logistic model is fitted.
 
     Args:
-        ridge: penalty on each squared weight per standard deviation of its input (Hastie et al. 2009, section 4.4.4).
+        ridge: penalty on the squared weight of a word, per standard deviation of its input (Hastie et al. 2009,
+            section 4.4.4). The signals, which are few, have a tenth of it.
         min_captions: captions that have to hold a word for it to be an input.
         num_words: most words that are inputs, the most frequent first.
     """
@@ -164,7 +165,8 @@ class Fitter:
         inputs = np.concatenate([_signals(found), _words(found, words)], axis=1)  # (M, F)
         mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
         scale[scale == 0] = 1.0
-        weights, bias = _logistic_regression((inputs - mean) / scale, right, self.ridge)
+        penalties = np.array([self.ridge / 10] * len(SIGNALS) + [self.ridge] * len(words))
+        weights, bias = _logistic_regression((inputs - mean) / scale, right, penalties)
         of_signals, of_words = weights[: len(SIGNALS)], weights[len(SIGNALS) :] / scale[len(SIGNALS) :]
         signals = zip(SIGNALS, mean.tolist(), scale.tolist(), of_signals.tolist(), strict=False)
         return Calibration(
@@ -207,11 +209,11 @@ def _words(found: Sequence[Evidence], words: Sequence[str]) -> np.ndarray:
     return np.array([[word in one.words for word in words] for one in found], float).reshape(len(found), len(words))
 
 
-def _logistic_regression(inputs: np.ndarray, right: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
-    """Newton's method for penalised logistic regression: inputs (M, F), right (M,) → weights (F,), bias."""
+def _logistic_regression(inputs: np.ndarray, right: np.ndarray, penalties: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fit penalised logistic regression by Newton's method: inputs (M, F), right (M,), penalties (F,) → weights (F,)
+    and bias."""
     design = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)  # the bias is not penalised
-    penalty = np.full(design.shape[1], ridge)
-    penalty[-1] = 1e-9
+    penalty = np.append(penalties, 1e-9)
     weights = np.zeros(design.shape[1])
     for _ in range(50):
         chance = 1 / (1 + np.exp(-np.clip(design @ weights, -50, 50)))
