@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from captionlib.config import to_dict
+from captionlib.errors import UserError
 from jobs.batch.settings import CaptionSettings, default_search_of
 from jobs.cli.arguments import parse
 from jobs.outputs import run_record, schemas

@@ -138,6 +138,7 @@ def test_the_predictor_gives_confidence_to_every_caption(calibrated: Path, tiny_
     for of_image, others in zip(with_it.caption_pixels(noise), plain, strict=True):
         for caption, other in zip(of_image, others, strict=True):
             assert (caption.text, caption.log_prob) == (other.text, other.log_prob)
+            assert caption.log_prob is not None
             has_a = "a" in caption.text.split()
             logit = 0.1 + 0.5 * (caption.log_prob + 10) / 2 + 0.3 * has_a
             assert caption.confidence == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-6)
