@@ -17,11 +17,12 @@ import json
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captionlib import cache
+from captionlib.confidence import Calibration
 from captionlib.config import ModelConfig, SearchConfig, from_dict, to_dict
 from captionlib.errors import UserError
 from captionlib.vocabulary import Vocabulary
@@ -52,6 +53,8 @@ class CheckpointConfig:
     """Search settings that its scores were reached with; the default for captioning."""
     training: dict[str, Any]
     """Training settings and scores as the training job recorded them."""
+    confidence: Calibration | None = field(default=None, kw_only=True)
+    """How the confidence of its captions is computed; None if `jobs.calibrate` has not calibrated it."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def save_checkpoint(
     settings = to_dict(model)
     config = {
         "format": FORMAT_VERSION,
-        "fingerprint": _fingerprint(directory, settings),
+        "fingerprint": _fingerprint(directory, {"model": settings}),
         "model": settings,
         "search": to_dict(search or SearchConfig()),
         "training": training or {},
@@ -115,7 +118,16 @@ def add_int8_encoder(directory: str | Path, graph: bytes) -> None:
     directory = Path(directory)
     data = _read_json(directory)
     (directory / INT8_ENCODER).write_bytes(graph)
-    data["fingerprint"] = _fingerprint(directory, data["model"])
+    data["fingerprint"] = _fingerprint(directory, data)
+    (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def add_confidence(directory: str | Path, calibration: Calibration) -> None:
+    """Add a calibration to a checkpoint, replacing one that it may have."""
+    directory = Path(directory)
+    data = _read_json(directory)
+    data["confidence"] = to_dict(calibration)
+    data["fingerprint"] = _fingerprint(directory, data)
     (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
@@ -274,6 +286,9 @@ def read_config(directory: str | Path) -> CheckpointConfig:
             model=from_dict(ModelConfig, data["model"], "model."),
             search=from_dict(SearchConfig, data["search"], "search."),
             training=data.get("training", {}),
+            confidence=None
+            if data.get("confidence") is None
+            else from_dict(Calibration, data["confidence"], "confidence."),
         )
     except KeyError as error:
         raise _damaged(path, f"{error} is missing") from error
@@ -283,7 +298,7 @@ def read_config(directory: str | Path) -> CheckpointConfig:
 
 def checkpoint_fingerprint(directory: str | Path) -> str:
     """Return 16 hexadecimal digits that identify weights, vocabulary and model settings, but not search settings."""
-    return _fingerprint(Path(directory), _read_json(Path(directory)).get("model"))
+    return _fingerprint(Path(directory), _read_json(Path(directory)))
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -315,8 +330,10 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], where: str) -> N
     module.load_state_dict(weights, strict=False)
 
 
-def _fingerprint(directory: Path, settings: Any) -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+def _fingerprint(directory: Path, config: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(config.get("model"), sort_keys=True).encode())
+    if config.get("confidence") is not None:
+        digest.update(json.dumps(config["confidence"], sort_keys=True).encode())
     for name in (VOCABULARY, WEIGHTS):
         digest.update(_file(directory, name).read_bytes())
     if (directory / INT8_ENCODER).is_file():

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from captionlib.config import to_dict
+from captionlib.errors import UserError
 from jobs.batch.settings import CaptionSettings, default_search_of
 from jobs.cli.arguments import parse
 from jobs.outputs import run_record, schemas
@@ -64,6 +65,13 @@ def caption(settings: CaptionSettings) -> int:
         "search": search,
         **captioner.settings,
     }
+    if settings.min_confidence is not None:
+        if not captioner.has_confidence:
+            raise UserError(
+                f"--min-confidence needs a model that knows its confidence, and {captioner.name} does not: calibrate a "
+                "checkpoint with python -m jobs.calibrate"
+            )
+        identity["min_confidence"] = settings.min_confidence
     sidecar = None
     if settings.sidecar is not None:
         folder = None if settings.sidecar_folder is None else Folder.of(settings.sidecar_folder).url
@@ -88,7 +96,9 @@ def caption(settings: CaptionSettings) -> int:
     }
 
     def factory(plan: Plan) -> CaptionFactory:
-        return CaptionFactory(captioner, settings.work.batch_size, plan.actor_threads, metadata)
+        return CaptionFactory(
+            captioner, settings.work.batch_size, plan.actor_threads, metadata, settings.min_confidence
+        )
 
     job = BatchJob(
         kind="caption",

@@ -1,6 +1,6 @@
 """Prints the lowest version of every package that pyproject.toml allows, as constraints for pip.
 
-    python tests/lowest_versions.py > constraints.txt
+python tests/lowest_versions.py > constraints.txt
 """
 
 from __future__ import annotations

@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = (
     "version", "errors", "config", "text", "vocabulary", "devices", "cache", "images", "datasets", "metrics",
-    "report", "features", "encoders", "decoders", "search", "checkpoints", "engines", "captioners", "training",
+    "report", "features", "encoders", "decoders", "search", "confidence", "checkpoints", "engines", "captioners",
+    "training",
 )  # fmt: skip
 JOBS = ("cli", "storage", "inputs", "outputs", "cluster", "batch", "training", "evaluation", "benchmarking")
-COMMANDS = {"__main__", "caption", "train", "extract_features", "evaluate", "benchmark", "quantize"}
+COMMANDS = {"__main__", "caption", "train", "extract_features", "evaluate", "benchmark", "quantize", "calibrate"}
 
 
 def modules(package: str) -> dict[str, Path]:

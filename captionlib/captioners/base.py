@@ -41,6 +41,9 @@ class Caption:
     """Words or tokens, without the end; None where the model does not say."""
     finish_reason: FinishReason | None = None
     """Whether the model ended the caption, or the largest number of tokens did; None where it does not say."""
+    confidence: float | None = None
+    """Calibrated probability in [0, 1] that the caption is right; None where the model is not calibrated (see
+    `captionlib.confidence`)."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,10 @@ class OpenCaptioner(Protocol):
     @property
     def needs(self) -> Needs:
         """What one copy of it takes."""
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether its captions have a confidence."""
 
     @property
     def packages(self) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ class OpenCheckpoint:
     transform: EncoderSquare
     has_int8: bool
     """Whether it has an encoder in 8-bit integers."""
+    has_confidence: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -126,7 +127,8 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
     _check_kind(model)
     directory = resolve_checkpoint(model)
     check_checkpoint(directory)
-    encoder = read_config(directory).model.encoder
+    config = read_config(directory)
+    encoder = config.model.encoder
     if encoder.kind == "vectors":
         raise UserError(
             f"the checkpoint {model} was trained on ready-made features and has no encoder for images: "
@@ -146,6 +148,7 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
         engine=options.engine,
         transform=EncoderSquare(encoder.preprocessing),
         has_int8=(directory / INT8_ENCODER).is_file(),
+        has_confidence=config.confidence is not None,
     )
 
 

@@ -44,6 +44,7 @@ class Captioner(nn.Module):
         image_ids: Sequence[int] | None = None,
         *,
         keep_attention: bool = False,
+        keep_steps: bool = False,
     ) -> list[list[Hypothesis]]:
         """Caption features (B, N, D); return the captions of each image, best first. Use it in evaluation mode.
 
@@ -58,4 +59,6 @@ class Captioner(nn.Module):
             )
         memory = self.decoder.memory(features)
         start = self.decoder.start(memory)
-        return search(self.decoder.step, start, memory, config, image_ids, keep_attention=keep_attention)
+        return search(
+            self.decoder.step, start, memory, config, image_ids, keep_attention=keep_attention, keep_steps=keep_steps
+        )

@@ -106,6 +106,11 @@ class OpenServer:
         return Needs(uses_gpu=False, cpus=1.0)
 
     @property
+    def has_confidence(self) -> bool:
+        """Nobody has calibrated it."""
+        return False
+
+    @property
     def packages(self) -> tuple[str, ...]:
         """What speaks HTTP."""
         return ("aiohttp",)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captionlib.captioners.base import Caption
+from captionlib.captioners.base import Caption, FinishReason
 from captionlib.captioners.from_features import Captioner
 from captionlib.checkpoints import Checkpoint, load_checkpoint, load_weights, resolve_checkpoint
+from captionlib.confidence import Evidence, evidence, mean_feature_norms
 from captionlib.config import EngineKind, SearchConfig
 from captionlib.decoders import build_decoder
 from captionlib.encoders import build_encoder
@@ -66,6 +67,7 @@ class Predictor:
         self.fingerprint = checkpoint.fingerprint
         self.search = checkpoint.search
         self.vocabulary = checkpoint.vocabulary
+        self.calibration = checkpoint.confidence
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         settings = checkpoint.model
         encoder = None if settings.encoder.kind == "vectors" else build_encoder(settings.encoder)
@@ -183,15 +185,53 @@ class Predictor:
     def _caption(
         self, features: Tensor, search: SearchConfig | None, image_ids: Sequence[int] | None
     ) -> list[list[Caption]]:
+        found = self._find(features, search, image_ids, keep_steps=self.calibration is not None)
+        norms = mean_feature_norms(features)
+        limit = (search or self.search).max_tokens
+        return [
+            [self._read(hypothesis, limit, norm) for hypothesis in hypotheses]
+            for hypotheses, norm in zip(found, norms, strict=True)
+        ]
+
+    def evidence(self, pixels: np.ndarray, search: SearchConfig | None = None) -> list[tuple[str, Evidence]]:
+        """Caption a batch of pixels; return the best caption of each image and what confidence is computed from.
+
+        Args:
+            pixels: uint8 (B, S, S, 3), values in [0, 255], as `captionlib.images.pixels.to_pixels` makes them.
+            search: default: the checkpoint's own.
+
+        Returns:
+            B texts, each with its evidence.
+
+        Raises:
+            ValueError: the model gave an image no caption.
+        """
+        features = self._encode(pixels)
+        found = self._find(features, search, None, keep_steps=True)
+        norms = mean_feature_norms(features)
+        best = [(hypotheses[0], norm) for hypotheses, norm in zip(found, norms, strict=True)]
+        words = [self.vocabulary.decode(hypothesis.tokens) for hypothesis, _ in best]
+        return [
+            (detokenize(of_image), evidence(hypothesis, of_image, norm))
+            for (hypothesis, norm), of_image in zip(best, words, strict=True)
+        ]
+
+    def _find(
+        self, features: Tensor, search: SearchConfig | None, image_ids: Sequence[int] | None, *, keep_steps: bool
+    ) -> list[list[Hypothesis]]:
         # Two searches at once would only share the device's time. A second thread encodes its batch meanwhile.
         with self._one_search:
-            found = self.captioner.caption_features(features.to(self.device), search or self.search, image_ids)
-        limit = (search or self.search).max_tokens
-        return [[self._read(hypothesis, limit) for hypothesis in hypotheses] for hypotheses in found]
+            return self.captioner.caption_features(
+                features.to(self.device), search or self.search, image_ids, keep_steps=keep_steps
+            )
 
-    def _read(self, hypothesis: Hypothesis, limit: int) -> Caption:
+    def _read(self, hypothesis: Hypothesis, limit: int, feature_norm: float) -> Caption:
         words = self.vocabulary.decode(hypothesis.tokens)
-        return Caption(detokenize(words), hypothesis.log_prob, len(words), "length" if len(words) >= limit else "end")
+        confidence = None
+        if self.calibration is not None and hypothesis.word_log_probs:
+            confidence = self.calibration(evidence(hypothesis, words, feature_norm))
+        reason: FinishReason = "length" if len(words) >= limit else "end"
+        return Caption(detokenize(words), hypothesis.log_prob, len(words), reason, confidence)
 
     def _to_pixels(self, image: Image | str | os.PathLike[str] | bytes) -> np.ndarray:
         """uint8 (S, S, 3)."""

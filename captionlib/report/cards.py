@@ -25,6 +25,10 @@ class Card:
     log_prob: float | None = None
     """Natural log-probability of the caption, summed over its tokens."""
     num_tokens: int | None = None
+    confidence: float | None = None
+    """Probability in [0, 1] that the caption is right."""
+    is_doubtful: bool = False
+    """Whether the card is marked as one whose caption may well be wrong."""
     alternatives: Sequence[tuple[str, float]] = ()
     """The other hypotheses, best first: text and log-probability."""
     notes: Sequence[tuple[str, str]] = ()
@@ -38,6 +42,13 @@ class Card:
         if self.log_prob is None or not self.num_tokens:
             return None
         return self.log_prob / self.num_tokens
+
+    @property
+    def certainty(self) -> float:
+        """What cards are sorted by: the confidence, or else the mean log-probability of a token."""
+        if self.confidence is not None:
+            return self.confidence
+        return -1e9 if self.log_prob_per_token is None else self.log_prob_per_token
 
     @property
     def error_kind(self) -> str:

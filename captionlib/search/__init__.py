@@ -37,6 +37,7 @@ def search(
     image_ids: Sequence[int] | None = None,
     *,
     keep_attention: bool = False,
+    keep_steps: bool = False,
 ) -> list[list[Hypothesis]]:
     """Find `config.num_captions` captions per image, best first.
 
@@ -51,6 +52,7 @@ def search(
         image_ids: what samples are keyed by, with `config.seed`: an image's samples are the same whatever the
             batch. Position in the batch where not given.
         keep_attention: collect `state["attention"]` (R, N) at each word.
+        keep_steps: collect the log-probability of each word and the entropy of the distribution it was chosen from.
 
     Returns:
         Per image at least one caption. Samples may repeat each other. The captions of a beam differ, so that
@@ -59,7 +61,7 @@ def search(
     Raises:
         ValueError: `image_ids` are not as many as the images.
     """
-    rows = Rows(start, memory, keep_attention=keep_attention)
+    rows = Rows(start, memory, keep_attention=keep_attention, keep_steps=keep_steps)
     num_images = len(rows.images)
     if image_ids is not None and len(image_ids) != num_images:
         raise ValueError(f"{len(image_ids)} image_ids for {num_images} images: give one per image")
@@ -74,6 +76,7 @@ def search(
     wait = WORDS_BETWEEN_WAITS.get(rows.device.type, 1)
     for position in range(config.max_tokens + 1):
         log_probs, rows.state = step(rows.tokens[:, -1], rows.state, rows.memory)  # (R, V)
+        rows.note_entropies(log_probs.float())
         log_probs = constraints(log_probs.float(), rows.tokens, position)
         rows.advance(*method.choose(log_probs.unflatten(0, (-1, rows.width)), rows, position))
         is_last = position == config.max_tokens

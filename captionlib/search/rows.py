@@ -28,6 +28,10 @@ class Hypothesis:
     """Sum of log-probabilities, natural logarithm, including `<eos>` if it was reached."""
     finished: bool
     """Whether `<eos>` was reached; otherwise no allowed word had a positive probability."""
+    word_log_probs: tuple[float, ...] = ()
+    """Log-probability of each word, `<eos>` included, where `search` was asked for them."""
+    entropies: tuple[float, ...] = ()
+    """Entropy in nats of the model's distribution from which each of these words was chosen, likewise."""
     attention: Tensor | None = None
     """(L, N) attention weights of each word, if they were requested."""
 
@@ -41,9 +45,10 @@ class Rows:
         start: the model's state before `<bos>`, one row per image.
         memory: dimension 0 of every tensor is the image.
         keep_attention: collect `state["attention"]`.
+        keep_steps: collect the log-probability of each word and the entropy of its distribution.
     """
 
-    def __init__(self, start: State, memory: Memory, *, keep_attention: bool) -> None:
+    def __init__(self, start: State, memory: Memory, *, keep_attention: bool = False, keep_steps: bool = False) -> None:
         first = next(iter(start.values()))
         num_images, self.device = first.shape[0], first.device
         self.state, self.memory = start, memory
@@ -54,12 +59,21 @@ class Rows:
         self.ended = torch.zeros(num_images, 1, dtype=torch.bool, device=self.device)  # (B, K)
         self.lengths = torch.zeros(num_images, 1, device=self.device)  # (B, K) words, <eos> included
         self.attention = first.new_zeros(num_images, 0, 0) if keep_attention and "attention" in start else None
+        self.steps = torch.zeros(num_images, 0, 2, device=self.device) if keep_steps else None
+        """(R, L, 2): log-probability and entropy of each word so far; None if they are not collected."""
+        self._entropies = torch.zeros(num_images, device=self.device)  # (R,) of the distributions of the next word
         self._places = list(range(num_images))  # `images`, known without asking the device
         self._found: dict[int, list[Hypothesis]] = {}
 
     def scores(self, config: SearchConfig) -> Tensor:
         """Scores (B, K) by which hypotheses are ranked."""
         return rank(self.log_probs, self.lengths.clamp(min=1.0), config)
+
+    def note_entropies(self, log_probs: Tensor) -> None:
+        """Keep the entropies of the distributions of the next word: log-probabilities (R, V), before any constraint."""
+        if self.steps is not None:
+            # A word of probability 0 adds nothing: 0 * -inf would be NaN.
+            self._entropies = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=-1)
 
     def advance(self, parent: Tensor | None, word: Tensor, log_probs: Tensor) -> None:
         """Append one word to each row.
@@ -69,6 +83,7 @@ class Rows:
             word: (B, K) int64; `<pad>` keeps a row finished.
             log_probs: (B, K), of the whole hypotheses.
         """
+        before, entropies = self.log_probs, self._entropies  # (B, K), (R,)
         if parent is not None:
             offsets = torch.arange(len(parent), device=self.device).unsqueeze(1) * self.width
             index = (offsets + parent).flatten()  # (R,)
@@ -76,11 +91,16 @@ class Rows:
             self.state = _select(self.state, index)
             self.tokens = self.tokens[index]
             self.lengths = self.lengths.gather(1, parent)
+            if self.steps is not None:
+                self.steps, entropies, before = self.steps[index], entropies[index], before.gather(1, parent)
             if self.attention is not None:
                 self.attention = self.attention[index]
         if self.attention is not None:
             latest = self.state["attention"].unsqueeze(1)  # (R, 1, N)
             self.attention = latest if self.attention.shape[1] == 0 else torch.cat([self.attention, latest], dim=1)
+        if self.steps is not None:
+            latest = torch.stack([(log_probs - before).flatten(), entropies], dim=1)  # (R, 2)
+            self.steps = torch.cat([self.steps, latest.unsqueeze(1)], dim=1)
         self.tokens = torch.cat([self.tokens, word.view(-1, 1)], dim=1)
         self.lengths = self.lengths + (word != PAD)
         self.ended = (word == EOS) | (word == PAD)
@@ -119,6 +139,8 @@ class Rows:
         )
         if self.attention is not None:
             self.attention = self.attention[rows]
+        if self.steps is not None:
+            self.steps = self.steps[rows]
 
     def _collect(self, places: list[int], config: SearchConfig) -> None:
         """Write down the captions of the images at these places, best first."""
@@ -136,8 +158,15 @@ class Rows:
                 weights = None
                 if self.attention is not None:
                     weights = self.attention[place * self.width + k, :ending].clone()
+                log_probs_of_words, entropies = (), ()
+                if self.steps is not None:
+                    num_steps = ending + (EOS in words[k])
+                    steps = self.steps[place * self.width + k, :num_steps].T.tolist()
+                    log_probs_of_words, entropies = tuple(steps[0]), tuple(steps[1])
                 key = k if config.method == "sample" else caption
-                found.setdefault(key, Hypothesis(caption, of_image[k], EOS in words[k], weights))
+                found.setdefault(
+                    key, Hypothesis(caption, of_image[k], EOS in words[k], log_probs_of_words, entropies, weights)
+                )
             self._found[self._places[place]] = list(found.values())[: config.num_captions]
 
 

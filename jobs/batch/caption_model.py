@@ -31,6 +31,8 @@ class CaptionFactory:
     """Threads of the captioner on a CPU."""
     metadata: Mapping[str, str]
     """Metadata of every file that is written."""
+    min_confidence: float | None = None
+    """Captions of a lower confidence are marked."""
 
     def schemas(self) -> Mapping[str, pa.Schema]:
         """Return the schema of the caption rows."""
@@ -38,14 +40,15 @@ class CaptionFactory:
 
     def load(self) -> CaptionImages:
         """Load the captioner on this machine."""
-        return CaptionImages(self.captioner.load(batch_size=self.batch_size, num_threads=self.threads))
+        loaded = self.captioner.load(batch_size=self.batch_size, num_threads=self.threads)
+        return CaptionImages(loaded, self.min_confidence)
 
 
 class CaptionImages:
     """Captions the images of a chunk."""
 
-    def __init__(self, captioner: LoadedCaptioner) -> None:
-        self.captioner = captioner
+    def __init__(self, captioner: LoadedCaptioner, min_confidence: float | None = None) -> None:
+        self.captioner, self.min_confidence = captioner, min_confidence
         self.overlaps = captioner.overlaps
 
     def __call__(
@@ -72,8 +75,15 @@ class CaptionImages:
             "log_prob": [c and c.log_prob for c in best],
             "num_tokens": [c and c.num_tokens for c in best],
             "finish_reason": [c and c.finish_reason for c in best],
+            "confidence": [c and c.confidence for c in best],
+            "low_confidence": [c and self._is_low(c.confidence) for c in best],
             "captions": [cs and [{"text": c.text, "log_prob": c.log_prob} for c in cs] for cs in found],
             "error": [str(answer) if isinstance(answer, CaptionFault) else None for answer in answers],
         }
         types = schemas.CAPTIONS
         return {"captions": {k: pa.array(v, types.field(k).type) for k, v in columns.items()}}
+
+    def _is_low(self, confidence: float | None) -> bool | None:
+        if confidence is None or self.min_confidence is None:
+            return None
+        return confidence < self.min_confidence

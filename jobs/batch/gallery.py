@@ -92,6 +92,8 @@ def _card(row: dict[str, Any], data: bytes | None) -> Card:
         caption=row["caption"],
         log_prob=row["log_prob"],
         num_tokens=row["num_tokens"],
+        confidence=row["confidence"],
+        is_doubtful=bool(row["low_confidence"]),
         alternatives=others,
         error=row["error"],
     )

@@ -130,6 +130,8 @@ class CaptionSettings(BatchSettings):
     """A checkpoint of this project, as a folder or a URL. Or hf:NAME, a model of the Hugging Face hub such as
 hf:Salesforce/blip-image-captioning-base, or hf:FOLDER. Or openai:NAME, a model behind a server (see --endpoint)."""
     captioner: Annotated[CaptionerOptions, OmitArgPrefixes] = field(default_factory=CaptionerOptions)
+    min_confidence: Annotated[float | None, _hint("FLOAT", "none")] = None
+    """Mark captions of a lower confidence (0 to 1): low_confidence is true in their rows. No row is left out."""
     show: int = 0
     """Print this many captions at the end."""
     report: bool = True
@@ -167,6 +169,8 @@ images would share a file, as photo.jpg and photo.png, the later one gets photo.
         unknown = sorted(set(self.export) - set(EXPORTS))
         if unknown:
             raise UserError(f"--export must be one of {_EXPORTS}, got {', '.join(unknown)}")
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise UserError(f"--min-confidence must be in [0, 1], got {self.min_confidence}")
         if self.dry_run and (self.overwrite or self.retry_errors):
             raise UserError("--dry-run leaves the output alone: leave out --overwrite and --retry-errors")
 

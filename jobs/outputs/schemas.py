@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 CAPTIONS_VERSION = 2
-"""An output never mixes rows of different schema versions. Version 2 added `finish_reason`."""
+"""An output never mixes rows of different schema versions. Version 2 added `finish_reason` and
+`confidence`."""
 FEATURES_VERSION = 1
 """The same for rows of features."""
 
@@ -34,6 +35,8 @@ CAPTIONS = pa.schema(
         ("log_prob", pa.float32()),  # natural, summed over the tokens; null where a server does not say
         ("num_tokens", pa.int16()),
         ("finish_reason", pa.string()),  # end, or length where the largest number of tokens cut it off
+        ("confidence", pa.float32()),  # probability that the caption is right; null where the model does not say
+        ("low_confidence", pa.bool_()),  # confidence below --min-confidence; null where either is missing
         ("captions", pa.list_(pa.struct([("text", pa.string()), ("log_prob", pa.float32())]))),  # best first
         ("width", pa.int32()),  # as stored, after the EXIF turn
         ("height", pa.int32()),

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from captionlib.errors import UserError
 from captionlib.features.store import FeatureStore, open_features
 from captionlib.text import tokenize
 from captionlib.training.caption_filter import build_vocabulary, has_allowed_length, is_known
+from captionlib.training.new_words import carry_over, extended
 from captionlib.training.objects import ObjectLabels
 from captionlib.vocabulary import Vocabulary
 from jobs.storage.folder import Folder
@@ -162,7 +163,8 @@ def prepare(settings: TrainSettings) -> Prepared:
             _check_features(store, split.paths, name, settings.source)
     rules = settings.training.filter
     everything, train = train, _some_left(train.selected(lambda caption: has_allowed_length(caption, rules)))
-    vocabulary = build_vocabulary(train.tokens, settings.training) if start is None else start.vocabulary
+    objects = _read_objects(settings)
+    vocabulary = _vocabulary(settings, train, objects, None if start is None else start.vocabulary)
     train = _some_left(train.selected(lambda caption: is_known(caption, vocabulary, rules)))
     for name, split in ((settings.data.train_split, train), (settings.data.dev_split, dev)):
         _check_shares(settings, len(split.paths), name)
@@ -174,13 +176,13 @@ def prepare(settings: TrainSettings) -> Prepared:
         train=train,
         dev=dev,
         encoder_weights=None if origin is None else origin.part("encoder"),
-        decoder_weights=None if start is None else start.part("decoder"),
+        decoder_weights=None if start is None else carry_over(start.part("decoder"), start.vocabulary, vocabulary),
         origin_fingerprint=None if origin is None else origin.fingerprint,
         teachers=tuple(
             load_teacher(source, vocabulary, encoder, fingerprint, from_pixels=settings.from_images)
             for source in settings.teachers
         ),
-        objects=_objects(settings, train),
+        objects=_object_labels(settings, train, objects),
         left_out=_left_out(everything, train),
     )
 
@@ -311,11 +313,26 @@ def _left_out(before: Split, after: Split) -> str:
     return f" (the filter left out {gone:,} captions and all of {images:,} images)" if gone else ""
 
 
-def _objects(settings: TrainSettings, train: Split) -> ObjectLabels | None:
+def _vocabulary(
+    settings: TrainSettings, train: Split, objects: Mapping[str, Sequence[str]], known: Vocabulary | None
+) -> Vocabulary:
+    """Return the words that the decoder learns; `known` is the vocabulary of the checkpoint to start from."""
+    if known is not None and settings.start_words == "same":
+        return known
+    names = {word for of_image in objects.values() for name in of_image for word in tokenize(name)}
+    frequent = build_vocabulary(train.tokens, settings.training, names)
+    return frequent if known is None or settings.start_words == "anew" else extended(known, frequent)
+
+
+def _read_objects(settings: TrainSettings) -> Mapping[str, Sequence[str]]:
+    return {} if settings.data.objects_file is None else read_objects(settings.data.objects_file)
+
+
+def _object_labels(settings: TrainSettings, train: Split, objects: Mapping[str, Sequence[str]]) -> ObjectLabels | None:
     path = settings.data.objects_file
     if path is None:
         return None
-    labels = ObjectLabels.of(train.names, read_objects(path))
+    labels = ObjectLabels.of(train.names, objects)
     if not labels.num_labelled:
         raise UserError(f"{path} names none of the training images: its keys should be file names")
     return labels

@@ -72,6 +72,11 @@ same settings is resumed."""
     encoder: EncoderSettings = field(default_factory=EncoderSettings)
     start_from: str | None = None
     """Checkpoint whose decoder and vocabulary the run starts from, such as `best` of another run, or `default`."""
+    start_words: Literal["same", "extended", "anew"] = "same"
+    """Vocabulary with `--start-from`. `same`: the checkpoint's. `extended`: the checkpoint's and the words that are
+    frequent in the captions. `anew`: only the words that are frequent in the captions. Frequent means
+    --training.min-count and --training.vocabulary-size, or being part of a name in --data.objects-file. What was learnt
+    about a word is kept."""
     teachers: tuple[str, ...] = ()
     """Checkpoints with the same vocabulary for knowledge distillation: the decoder also learns their averaged
 probabilities (see --training.teacher-share). On features, decoders trained on the same features."""
@@ -118,6 +123,8 @@ probabilities (see --training.teacher-share). On features, decoders trained on t
             raise UserError("objects train the encoder: --data.objects-file needs --encoder.train-from")
         if self.start_from is not None and self.encoder.checkpoint is not None:
             raise UserError("--start-from brings its own encoder: leave out --encoder.checkpoint")
+        if self.start_words != "same" and self.start_from is None:
+            raise UserError(f"--start-words {self.start_words} is for --start-from: without it, all words are new")
         if self.teachers and self.training.self_critical.weight:
             raise UserError("--teachers and --training.self-critical.weight cannot be combined: remove one of them")
         unnamed = replace(self.encoder, checkpoint=None)

@@ -84,6 +84,8 @@ class Stub:
             "log_prob": [-1.0] * len(captions),
             "num_tokens": [4] * len(captions),
             "finish_reason": ["end"] * len(captions),
+            "confidence": [0.25] * len(captions),
+            "low_confidence": [None] * len(captions),
             "captions": [[{"text": text, "log_prob": -1.0}] for text in captions],
             "error": [None] * len(captions),
         }

@@ -63,6 +63,11 @@ class OpenHubModel:
         return f"{dtype} in PyTorch"
 
     @property
+    def has_confidence(self) -> bool:
+        """Nobody has calibrated it."""
+        return False
+
+    @property
     def packages(self) -> tuple[str, ...]:
         """What runs it."""
         return ("transformers", "accelerate", "torchvision")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -118,6 +119,31 @@ def test_a_new_decoder_on_images_through_a_checkpoints_encoder(images: Path, tin
     name = "backbone.network.head.conv.weight"
     assert torch.equal(model.encoder.state_dict()[name], known.part("encoder")[name])
     assert prepared.identity()["start_from"] == known.fingerprint
+
+
+@pytest.mark.parametrize(("start_words", "has_new", "has_old"), [("extended", True, True), ("anew", True, False)])
+def test_words_that_the_checkpoint_does_not_know(
+    images: Path, tiny_checkpoint: Path, start_words: Literal["extended", "anew"], has_new: bool, has_old: bool
+) -> None:
+    captions = images.parent / "captions.csv"
+    captions.write_text(captions.read_text().replace("the grass", "the zebra"))
+    known = load_checkpoint(tiny_checkpoint)
+    plain = settings(images, tiny_checkpoint, EncoderSettings())
+    assert prepare(plain).vocabulary.words == known.vocabulary.words
+    old = next(word for word in known.vocabulary.words[4:] if word not in ["a", "dog", "on", "the", "zebra"])
+    prepared = prepare(replace(plain, start_words=start_words))
+    assert ("zebra" in prepared.vocabulary, old in prepared.vocabulary) == (has_new, has_old)
+    model = build_model(prepared)
+    assert isinstance(model, EncoderDecoder)
+    common = next(word for word in ("a", "dog", "on", "the") if word in known.vocabulary)
+    (here,), (there,) = prepared.vocabulary.encode([common]), known.vocabulary.encode([common])
+    table = "words.embedding.weight"
+    assert torch.equal(model.decoder.state_dict()[table][here], known.part("decoder")[table][there])
+
+
+def test_new_words_are_for_a_run_that_starts_from_a_checkpoint(images: Path) -> None:
+    with pytest.raises(ValueError, match="start-from"):
+        TrainSettings(source=str(images), run="run", start_words="anew")
 
 
 def test_a_checkpoint_to_start_from_brings_its_encoder(images: Path, tiny_checkpoint: Path) -> None:

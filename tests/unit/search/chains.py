@@ -56,7 +56,12 @@ class Chain:
         return log_probs, {"before": tokens, "attention": attention}
 
     def search(
-        self, config: SearchConfig, image_ids: Sequence[int] | None = None, *, keep_attention: bool = False
+        self,
+        config: SearchConfig,
+        image_ids: Sequence[int] | None = None,
+        *,
+        keep_attention: bool = False,
+        keep_steps: bool = False,
     ) -> list[list[Hypothesis]]:
         """The project's search on this chain."""
         num_words = self.log_probs.shape[-1]
@@ -65,7 +70,7 @@ class Chain:
             "attention": torch.zeros(len(self), num_words),
         }
         memory = {"table": self.log_probs}
-        return search(self.step, start, memory, config, image_ids, keep_attention=keep_attention)
+        return search(self.step, start, memory, config, image_ids, keep_attention=keep_attention, keep_steps=keep_steps)
 
     def log_prob(self, image: int, words: Sequence[int]) -> float:
         """Of a caption, its `<eos>` included."""

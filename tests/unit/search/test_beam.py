@@ -297,3 +297,29 @@ def test_no_images_no_captions() -> None:
 def test_ids_must_be_as_many_as_images() -> None:
     with pytest.raises(ValueError, match="3 image_ids for 2 images"):
         Chain.random(images=2, num_words=8, seed=0).search(SearchConfig(), [1, 2, 3])
+
+
+def test_steps_by_hand() -> None:
+    [found] = Chain.first_order(PAPER, num_words=6).search(SearchConfig(beam_width=2, num_captions=2), keep_steps=True)
+    one, other = found  # b, and a b
+    assert one.word_log_probs == pytest.approx([math.log(0.4), math.log(0.9)])
+    assert other.word_log_probs == pytest.approx([math.log(0.6), math.log(0.4), math.log(0.9)])
+
+    def entropy(*chances: float) -> float:
+        return -sum(chance * math.log(chance) for chance in chances)
+
+    assert one.entropies == pytest.approx([entropy(0.6, 0.4), entropy(0.9, 0.1)], abs=1e-6)
+    assert other.entropies == pytest.approx([entropy(0.6, 0.4), entropy(0.3, 0.3, 0.4), entropy(0.9, 0.1)], abs=1e-6)
+
+
+@pytest.mark.parametrize("config", [*SETTINGS, SearchConfig(method="sample", num_captions=3, max_tokens=5)])
+def test_steps_add_up_and_change_no_caption(config: SearchConfig) -> None:
+    chain = Chain.random(3, 8, seed=1)
+    without = chain.search(config)
+    for plain, found in zip(without, chain.search(config, keep_steps=True), strict=True):
+        assert words(plain) == words(found)
+        for hypothesis in found:
+            length = len(hypothesis.tokens) + hypothesis.finished
+            assert len(hypothesis.word_log_probs) == len(hypothesis.entropies) == length
+            assert sum(hypothesis.word_log_probs) == pytest.approx(hypothesis.log_prob, abs=1e-4)
+            assert all(0 <= value <= math.log(8) + 1e-4 for value in hypothesis.entropies)

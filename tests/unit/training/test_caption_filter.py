@@ -36,6 +36,11 @@ def test_the_vocabulary_by_count_and_by_size() -> None:
     assert len(build_vocabulary(CAPTIONS, TrainingSettings(min_count=1))) == 4 + 6
     by_size = build_vocabulary(CAPTIONS, TrainingSettings(min_count=1, vocabulary_size=7))
     assert by_size.words[4:] == ["a", "dog", "big"]
+    assert build_vocabulary(CAPTIONS, TrainingSettings(min_count=2), ["zebra", "dog"]).words[4:] == [
+        "a",
+        "dog",
+        "zebra",
+    ]
 
 
 @pytest.mark.parametrize(
