@@ -67,7 +67,7 @@ def test_secrets_stay_in_the_manifest(tmp_path, make_images, run_in_process, mon
         outcome = run_batch_job(stub_job(formats=tuple(EXPORTS)), given)
         assert outcome.counts == (3, 4)
         wanted = CaptionSettings(input=f"http://me:hunter2@{host}/in/?token=hunter2", output=str(output))
-        outcome.identity = {**outcome.identity, "model": "stub"}
+        outcome = dataclasses.replace(outcome, identity={**outcome.identity, "model": "stub"})
         write_report(outcome, dataclasses.replace(wanted))
     assert "hunter2" not in everything_in(output)
     assert "***@" in everything_in(output)
