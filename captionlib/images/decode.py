@@ -48,6 +48,9 @@ _TRUNCATED = (
 )
 _UNSUPPORTED = "unsupported|unknown pixel mode|cannot handle|not available|not installed"
 
+MAX_TIFF_PAGES = 32
+"""Maximum number of pages that are searched for a reduced copy of the first."""
+
 _PILLOW = re.compile(r"PIL\.")
 
 # EXIF orientation → what makes the picture upright (EXIF 2.32, tag 0x0112). From 5 on, width and height swap.
@@ -92,8 +95,8 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
     Args:
         data: the whole file.
         target_side: the side in pixels to which the image will be scaled next. A JPEG is then decoded at 1/2, 1/4 or
-            1/8 of its size, and a JPEG 2000 at any such part, if its shorter side stays at least this long: faster,
-            in less memory.
+            1/8 of its size, a JPEG 2000 at any such part, and of a TIFF a reduced copy of its first page, if its
+            shorter side stays at least this long: faster, in less memory.
         max_pixels: an image of more pixels is rejected. A reduced image counts by its reduced size, and may be stored
             with 16 times as many pixels (2 times if it is a progressive JPEG).
 
@@ -150,6 +153,11 @@ def _load(known: Format, data: bytes, target_side: int | None, max_pixels: int) 
         elif isinstance(image, Jpeg2KImageFile):
             _check_size(image.size, _STORED_IN_ONE_SCAN * max_pixels)
             return _load_jpeg_2000(image, data, target_side, max_pixels), width, height
+        elif isinstance(image, TiffImageFile) and _seek_reduced(image, target_side):
+            _check_size((width, height), _STORED_IN_ONE_SCAN * max_pixels)
+            _check_size(image.size, max_pixels)
+            image.load()
+            return image, width, height
     _check_size(image.size, max_pixels)
     image.load()
     if isinstance(image, TiffImageFile):
@@ -166,6 +174,26 @@ def _load_jpeg_2000(image: Jpeg2KImageFile, data: bytes, target_side: int, max_p
     image.reduce = levels
     image.load()
     return image
+
+
+def _seek_reduced(image: TiffImageFile, target_side: int) -> bool:
+    """Go to the smallest reduced copy of the first page whose shorter side is at least `target_side` (TIFF 6.0,
+    NewSubfileType), as tiled and pyramidal files of archives have them.
+
+    Returns:
+        Whether there is one.
+    """
+    width, height = image.size
+    if min(width, height) < 2 * target_side or image.n_frames == 1 or orientation_of(image) != 1:
+        return False
+    best, smallest = 0, width
+    for page in range(1, min(image.n_frames, MAX_TIFF_PAGES)):
+        image.seek(page)
+        is_copy = image.tag_v2.get(254, 0) & 1 and abs(image.size[0] * height - image.size[1] * width) < 2 * width
+        if is_copy and min(image.size) >= target_side and image.size[0] < smallest:
+            best, smallest = page, image.size[0]
+    image.seek(best)
+    return best > 0
 
 
 def _resolution_levels(data: bytes) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from captionlib.config import Preprocessing
+from captionlib.images.decode import MAX_PIXELS
 from captionlib.images.decode_pixels import DecodedPixels, decode_pixels
 from captionlib.images.pixels import to_pixels
 
@@ -29,8 +30,11 @@ class ImageTransform(Protocol):
     def largest_bytes(self) -> int:
         """Memory that the pixels of one picture take at most."""
 
-    def __call__(self, data: bytes) -> DecodedPixels:
+    def __call__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedPixels:
         """The whole file → pixels HWC uint8 in [0, 255].
+
+        Args:
+            max_pixels: as `captionlib.images.decode.decode_image`.
 
         Raises:
             captionlib.images.ImageDecodeError: the bytes are no picture that can be read.
@@ -53,9 +57,9 @@ class EncoderSquare:
         """3 · S²."""
         return 3 * self.side**2
 
-    def __call__(self, data: bytes) -> DecodedPixels:
+    def __call__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedPixels:
         """See `ImageTransform`."""
-        decoded = decode_pixels(data, target_side=self.side)
+        decoded = decode_pixels(data, target_side=self.side, max_pixels=max_pixels)
         return DecodedPixels(to_pixels(decoded.pixels, self.preprocessing), decoded.width, decoded.height)
 
 
@@ -80,9 +84,9 @@ class ResizeAndCrop:
         """3 · S²."""
         return 3 * self.side**2
 
-    def __call__(self, data: bytes) -> DecodedPixels:
+    def __call__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedPixels:
         """See `ImageTransform`."""
-        decoded = decode_pixels(data)
+        decoded = decode_pixels(data, max_pixels=max_pixels)
         return DecodedPixels(self.square(decoded.pixels), decoded.width, decoded.height)
 
     def square(self, pixels: np.ndarray) -> np.ndarray:
@@ -125,9 +129,9 @@ class MaxSide:
         """3 · max_side²."""
         return 3 * self.max_side**2
 
-    def __call__(self, data: bytes) -> DecodedPixels:
+    def __call__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedPixels:
         """See `ImageTransform`."""
-        decoded = decode_pixels(data, target_side=self.max_side)
+        decoded = decode_pixels(data, target_side=self.max_side, max_pixels=max_pixels)
         pixels = decoded.pixels
         height, width = pixels.shape[:2]
         if max(height, width) > self.max_side:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captionlib.images.decode import ImageDecodeError
+from captionlib.images.decode import MAX_PIXELS, ImageDecodeError
 from captionlib.images.transforms import ImageTransform
 from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.manifest import Manifest
@@ -36,6 +36,8 @@ from jobs.storage.read import configure_inputs, input_access
 
 logger = logging.getLogger(__name__)
 
+READ_THREADS_URLS = 64
+"""A list of URLs has hosts that answer after seconds, and names that a resolver looks up for as long."""
 READ_THREADS_REMOTE = 16
 """A GET request mostly waits; a dozen or two concurrent requests keep one decoding task busy."""
 
@@ -66,6 +68,8 @@ class DecodeStage:
     """Folders that every machine must see; otherwise images would be reported as not found."""
     image_column: str | None = None
     """Image column of Parquet files."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are errors."""
     access: AccessSettings = field(default_factory=AccessSettings)
     processes: int = 1
     """Number of processes that run this stage concurrently and share the limits of `access`."""
@@ -188,6 +192,8 @@ class DecodeStage:
         # A Parquet file is read row after row; all else that is remote, many at once.
         at_once = any(not is_local(place.path) and place.row is None for place in places)
         num_threads = max(self.threads, READ_THREADS_REMOTE) if at_once else self.threads
+        if any(map(_is_url, places)):
+            num_threads = max(self.threads, READ_THREADS_URLS)
         with ImageReader(self.image_column) as reader, ThreadPoolExecutor(num_threads) as pool:
             images = list(pool.map(read, places))
         refused = [image.error for image in images if image.error and image.error.startswith("PermissionDenied")]
@@ -211,7 +217,7 @@ class DecodeStage:
         with decoding:
             started = time.monotonic()
             try:
-                decoded = self.transform(data)
+                decoded = self.transform(data, self.max_pixels)
             except ImageDecodeError as fault:
                 return _Decoded(error=str(fault), read_seconds=read_seconds, decode_seconds=time.monotonic() - started)
             return _Decoded(

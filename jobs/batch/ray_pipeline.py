@@ -38,6 +38,8 @@ class Pipeline:
     outputs: Mapping[str, ChunkFiles]
     plan: Plan
     sidecar: Sidecar | None = None
+    decoding_bytes: int | None = None
+    """Memory that Ray sets aside for each decoding task; None for what it takes by default."""
 
     def receipts(self, chunks: Sequence[Chunk]) -> Generator[dict[str, Any]]:
         """Process the chunks and yield a receipt (`schemas.RECEIPT`) for each as it arrives, in any order.
@@ -62,6 +64,7 @@ class Pipeline:
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=plan.decode_cpus,
+                memory=self.decoding_bytes,
                 **_remote_args(max_retries=3),
             )
             .map_batches(

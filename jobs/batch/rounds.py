@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from captionlib.images.decode import MAX_PIXELS
 from jobs.batch import single_process
 from jobs.batch.chunk_tracker import ChunkTracker
 from jobs.batch.decode_stage import Chunk, DecodeStage
@@ -28,7 +29,7 @@ from jobs.batch.settings import BatchSettings
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.masking import masked
 from jobs.cli.progress import Progress, format_seconds
-from jobs.cluster.resources import Plan, plan
+from jobs.cluster.resources import Plan, check_decoding_memory, decoding_bytes, machine_memory_gib, plan
 from jobs.cluster.session import RaySession
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
@@ -109,7 +110,8 @@ class Rounds:
             self._ray_seconds = self.progress.seconds
             self.on_plan(resources)
             factory = PassthroughColumns(self.job.factory(resources), self.manifest.columns() or NO_COLUMNS)
-            pipeline = kind(self._decode_stage(resources), factory, self.outputs, resources, self.job.sidecar)
+            room = decoding_bytes(self.settings.source.max_pixels)
+            pipeline = kind(self._decode_stage(resources), factory, self.outputs, resources, self.job.sidecar, room)
             self._tracker = self._new_tracker(resources)
             with self.progress:
                 self._work(pipeline, factory, self._tracker, self._chunks(resources))
@@ -135,10 +137,13 @@ class Rounds:
         """Choose between Ray and a single process."""
         work, say, count = self.settings.work, self.progress.say, self.remaining.num_images
         if single_process.is_small_job(count, work):
+            check_decoding_memory(self.settings.source.max_pixels, machine_memory_gib())
             say(f"{count:,} images are processed in one process (too few to start Ray)")
             return single_process.SingleProcessPipeline, single_process.single_process_plan(work.num_cpus)
         session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, say))
-        resources = plan(session.nodes(), work.num_actors, self.job.needs)
+        nodes = session.nodes()
+        check_decoding_memory(self.settings.source.max_pixels, max(node.memory_gib for node in nodes))
+        resources = plan(nodes, work.num_actors, self.job.needs)
         say(f"{count:,} images are processed with {resources}")
         return Pipeline, resources
 
@@ -148,9 +153,10 @@ class Rounds:
             self.manifest,
             self.files,
             self.job.transform,
-            resources.decode_threads,
+            resources.decode_threads if source.max_pixels <= MAX_PIXELS else 1,
             Sources(self.settings.inputs, source).local_roots(),
             source.image_column,
+            source.max_pixels,
             self.settings.access,
             resources.num_decoders,
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from captionlib.captioners.base import ANY_MACHINE, Needs
 from captionlib.errors import UserError
+from captionlib.images.decode import MAX_PIXELS
 
 ACTORS_PER_MACHINE = 8
 """Largest number of actors per machine. An encoder's threads synchronise at every layer: on two CPUs, two actors of one
@@ -61,6 +62,39 @@ class Plan:
         threads = f"{self.actor_threads} thread" + ("s" if self.actor_threads > 1 else "")
         device = f"{self.actor_gpus:g} GPU" if self.actor_gpus else threads
         return f"{what} with {device} each"
+
+
+BYTES_PER_PIXEL = 16
+"""Upper limit of the memory for decoding an image and converting it to RGB."""
+
+
+def decoding_bytes(max_pixels: int) -> int | None:
+    """Memory that a decoding task needs for the largest image; None where the usual room is enough."""
+    return BYTES_PER_PIXEL * max_pixels if max_pixels > MAX_PIXELS else None
+
+
+def check_decoding_memory(max_pixels: int, memory_gib: float) -> None:
+    """Check that a machine can decode the largest image.
+
+    Raises:
+        UserError: it cannot.
+    """
+    needed = (decoding_bytes(max_pixels) or 0) / 2**30
+    if needed > memory_gib:
+        raise UserError(
+            f"--max-pixels {max_pixels} needs up to {needed:.1f} GiB for an image, and the largest machine has "
+            f"{memory_gib:.1f} GiB for it: give a smaller limit"
+        )
+
+
+def machine_memory_gib() -> float:
+    """Memory of this machine that is available now, in GiB; infinite where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            (line,) = (line for line in lines if line.startswith("MemAvailable"))
+        return int(line.split()[1]) / 2**20
+    except (OSError, ValueError):
+        return math.inf
 
 
 def num_cpus() -> int:

@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import UseAppendAction, arg
 
 from captionlib.errors import UserError
+from captionlib.images.decode import MAX_PIXELS
 from jobs.inputs.formats import INPUT_FORMATS
 
 AUTO = "auto"
@@ -30,6 +31,9 @@ and with the rest of the path after each slash. May be repeated."""
     """Skip images that match a pattern of the same form. May be repeated."""
     by_content: bool = False
     """Also examine files without an image extension, and process those whose first bytes are those of an image."""
+    max_pixels: int = MAX_PIXELS
+    """Largest image that is decoded; larger ones are errors. Decoding needs up to 16 bytes per pixel, for which room is
+planned. Files of a format with reduced versions (JPEG, JPEG 2000, pyramidal TIFF) may have 16 times as many."""
     columns: Annotated[tuple[str, ...], UseAppendAction] = ()
     """A column of a manifest or of Parquet files to copy into the output; for a WebDataset `key`, a member such as
 `txt`, or a field of `json`. NEW=OLD renames it. May be repeated."""
@@ -45,6 +49,8 @@ and with the rest of the path after each slash. May be repeated."""
     def __post_init__(self) -> None:
         if self.input_format not in (AUTO, *INPUT_FORMATS):
             raise UserError(f"--input-format must be one of {_FORMATS}, got {self.input_format}")
+        if self.max_pixels < 1:
+            raise UserError(f"--max-pixels must be at least 1, got {self.max_pixels}")
         names = [ours for ours, _ in self.carried]
         for name in names:
             if not name:

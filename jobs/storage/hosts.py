@@ -23,8 +23,10 @@ OPEN_SECONDS = 30.0
 """Time until a host with an open circuit breaker gets a test request."""
 LONGEST_PAUSE_SECONDS = 30.0
 """Upper limit for the pause that a host asks for (`Retry-After`)."""
-LAST_OPEN_SECONDS = 5.0
-"""The same before the last attempt at its images."""
+PERMANENT_OPEN_SECONDS = 600.0
+"""The same for a name that does not exist: asking for it can take several seconds, and it rarely begins to exist."""
+LAST_OPEN_SECONDS, LAST_PERMANENT_OPEN_SECONDS = 5.0, 60.0
+"""The same before the last attempt at the images of the host."""
 MAX_HOSTS = 50_000
 """Maximum number of hosts with a state; beyond it the oldest is dropped, since a crawl may have millions."""
 
@@ -35,7 +37,9 @@ class _Host:
     has_answered: bool = False
     silent: int = 0
     failed: int = 0
+    opened: float = 0.0
     open_until: float = 0.0
+    is_permanent: bool = False
     pause_until: float = 0.0
     reason: str = ""
 
@@ -75,7 +79,8 @@ class Hosts:
         with self._lock:
             now = time.monotonic()
             for host in self._hosts.values():
-                if now > host.open_until - OPEN_SECONDS + LAST_OPEN_SECONDS:
+                pause = LAST_PERMANENT_OPEN_SECONDS if host.is_permanent else LAST_OPEN_SECONDS
+                if now > host.opened + pause:
                     host.open_until = min(host.open_until, now)
 
     def has_answered(self, name: str) -> bool:
@@ -95,6 +100,7 @@ class Hosts:
         """
         host = self._host(name)
         host.silent += 1
+        host.is_permanent = is_permanent
         self._open(host, reason, is_permanent or host.silent >= SILENT_IN_A_ROW)
 
     def record_failure(self, name: str, reason: str, pause_seconds: float = 0.0) -> None:
@@ -111,13 +117,14 @@ class Hosts:
     def _open(self, host: _Host, reason: str, is_open: bool) -> None:
         host.reason = reason
         if is_open:
-            host.open_until = time.monotonic() + OPEN_SECONDS
+            host.opened = time.monotonic()
+            host.open_until = host.opened + (PERMANENT_OPEN_SECONDS if host.is_permanent else OPEN_SECONDS)
 
     def _check(self, name: str, host: _Host) -> None:
         with self._lock:
             now = time.monotonic()
             if host.open_until and now >= host.open_until:
-                host.open_until = now + OPEN_SECONDS  # this is the test request
+                host.opened, host.open_until = now, now + OPEN_SECONDS  # this is the test request
             elif now < host.open_until:
                 raise HostUnreachable(errno.EHOSTUNREACH, host.reason, name)
 

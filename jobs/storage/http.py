@@ -55,7 +55,7 @@ class HttpClient:
         self.hosts = Hosts(at_once)
         options: dict[str, Any] = {
             "num_pools": CONNECTIONS,
-            "maxsize": min(at_once, 16),
+            "maxsize": at_once,
             "timeout": urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
             "retries": False,
         }

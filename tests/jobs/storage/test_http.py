@@ -39,15 +39,13 @@ def server() -> Iterator[Server]:
             with lock:
                 known.at_once += 1
                 known.most_at_once = max(known.most_at_once, known.at_once)
-            try:
-                self.answer(kind, value)
-            finally:
-                with lock:
-                    known.at_once -= 1
-
-        def answer(self, kind: str, value: str) -> None:
             if kind == "slow":
                 time.sleep(0.05)
+            with lock:
+                known.at_once -= 1  # before the client sees the answer, and asks again
+            self.answer(kind, value)
+
+        def answer(self, kind: str, value: str) -> None:
             self.send_response(int(value) if kind == "status" else 302 if kind in ("hop", "to") else 200)
             if kind == "hop":  # /hop/3 leads to /hop/2 and so on
                 self.send_header("Location", f"/hop/{int(value) - 1}" if int(value) > 1 else "/body/10")
