@@ -167,7 +167,9 @@ class Learner:
         """Restore the state that `state_dict` returned."""
         self.decoder.load_state_dict(state["decoder"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
+        device = _device(self.decoder)  # checkpoints are loaded on the host
+        average = state["average"]
+        self.average = None if average is None else {name: to_device(value, device) for name, value in average.items()}
         self.step_number = state["step_number"]
         torch.set_rng_state(state["rng"].cpu())
 

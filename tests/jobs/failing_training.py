@@ -21,17 +21,20 @@ def _cuda_memory(phase: str) -> Exception:
     return torch.OutOfMemoryError(f"CUDA out of memory: injected into {phase}")
 
 
-def failing(faults: Mapping[str, str], folder: Path, *, times: int = 1) -> Callable[[dict[str, Any]], str | None]:
+def failing(
+    faults: Mapping[str, str], folder: Path, *, times: int = 1, after: int = 0
+) -> Callable[[dict[str, Any]], str | None]:
     """A worker function whose phases fail so many times each; `faults` says how, by phase.
 
     Args:
         folder: counts the failures, since each attempt is a new process.
+        after: calls of a phase that succeed in each process before it fails.
     """
 
     def train_worker(config: dict[str, Any]) -> str | None:
         from failing_training import inject
 
-        inject(faults, folder, times)
+        inject(faults, folder, times, after)
         from jobs.training.worker import train_worker as real
 
         return real(config)
@@ -39,7 +42,7 @@ def failing(faults: Mapping[str, str], folder: Path, *, times: int = 1) -> Calla
     return train_worker
 
 
-def inject(faults: Mapping[str, str], folder: Path, times: int) -> None:
+def inject(faults: Mapping[str, str], folder: Path, times: int, after: int) -> None:
     """Patch what each phase calls."""
     import ray.train
     import torch
@@ -57,11 +60,17 @@ def inject(faults: Mapping[str, str], folder: Path, times: int) -> None:
     }
     for phase, kind in faults.items():
         owner, name = places[phase]
-        setattr(owner, name, _failing(getattr(owner, name), phase, kind, folder, times))
+        setattr(owner, name, _failing(getattr(owner, name), phase, kind, folder, times, after))
 
 
-def _failing(real: Callable, phase: str, kind: str, folder: Path, times: int) -> Callable:
+def _failing(real: Callable, phase: str, kind: str, folder: Path, times: int, after: int) -> Callable:
+    calls = 0
+
     def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls <= after:
+            return real(*args, **kwargs)
         for number in range(times):
             marker = folder / f"{phase}-{number}"
             if not marker.exists():

@@ -10,11 +10,13 @@ from captionlib.captioners.from_features import Captioner
 from captionlib.captioners.predictor import Predictor
 from captionlib.config import DecoderConfig, SearchConfig
 from captionlib.decoders import build_decoder
+from captionlib.encoders import build_encoder, describe_encoder
 from captionlib.engines import build as runtime
 from captionlib.engines.torch_engine import TorchEngine
 from captionlib.training.batches import Batch, pad_captions
 from captionlib.training.learner import Learner
 from captionlib.training.settings import TrainingSettings
+from jobs.batch.feature_model import EncodeImages
 from tests.simulated_cuda import Simulated, simulated_cuda
 
 KINDS = ("lstm_init", "lstm_attention", "lstm_adaptive", "transformer")
@@ -94,3 +96,43 @@ def test_the_predictor_captions_pixels_on_a_device(monkeypatch):
         features = predictor.features(pixels)
     assert [c.text for of_image in found for c in of_image] == [c.text for of_image in expected for c in of_image]
     assert features.shape == (2, 81, 1280)
+
+
+def test_a_run_is_resumed_on_the_device():
+    settings = TrainingSettings(ema_decay=0.9)
+    tokens = pad_captions([[[5, 6, 7], [5]], [[8, 9]]])
+    features = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float16))
+    batch = Batch(features, tokens, np.arange(2), 9, 3, 2)
+    first = decoder_of("lstm_attention")
+    learner = Learner(first, first, settings, steps_per_epoch=4)
+    learner.step(batch)
+    state = learner.state_dict()  # as a checkpoint gives it: on the host
+    expected = learner.evaluate(batch)
+    with simulated_cuda() as device:
+        decoder = decoder_of("lstm_attention").to(device)
+        resumed = Learner(decoder, decoder, settings, steps_per_epoch=4)
+        resumed.load_state_dict(state)
+        assert resumed.average is not None
+        assert {value.device.type for value in resumed.average.values()} == {"cuda"}
+        with torch.no_grad():
+            resumed._update_average()
+        assert resumed.evaluate(batch) == pytest.approx(expected, rel=1e-5)
+        with resumed.averaged_weights():
+            resumed.evaluate(batch)
+
+
+def test_features_are_extracted_on_a_device():
+    config = describe_encoder("efficientnet_lite", "efficientnet_lite0", size=64)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+
+    def features(device: torch.device) -> dict[str, list[bytes]]:
+        torch.manual_seed(0)
+        engine = TorchEngine(build_encoder(config), config.preprocessing, device)
+        made = EncodeImages(engine, config, flip=True, crops=1, batch_size=2)(pixels, [0, 1, 2])
+        return {folder: columns["features"].to_pylist() for folder, columns in made.items()}
+
+    expected = features(torch.device("cpu"))
+    with simulated_cuda() as device:
+        found = features(device)
+    assert found == expected
+    assert set(found) == {"features", "features_flipped", "features_crop_1"}

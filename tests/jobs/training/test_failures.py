@@ -17,10 +17,12 @@ PHASES = ("data", "step", "dev evaluation", "checkpoint", "report")
 MIXED = dict(zip(PHASES, ("exception", "memory", "cuda memory", "killed", "exception"), strict=True))
 
 
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: dict[str, str], times: int = 1) -> int:
+def train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: dict[str, str], times: int = 1, after: int = 0
+) -> int:
     write_dataset(tmp_path, num_train=24, num_dev=6)
     (tmp_path / "faults").mkdir()
-    monkeypatch.setattr(worker, "train_worker", failing(faults, tmp_path / "faults", times=times))
+    monkeypatch.setattr(worker, "train_worker", failing(faults, tmp_path / "faults", times=times, after=after))
     more = ["--training.epochs", "2", "--training.images-per-step", "6", "--max-failures", "6"]
     return main(arguments(tmp_path, str(tmp_path / "run"), *more))
 
@@ -56,6 +58,15 @@ def test_the_same_failure_again_stops(tmp_path, monkeypatch, capsys):
     assert len(lines_of_failures(printed)) == 2, printed
     assert "the same error twice at step 4 (epoch 1, dev evaluation): KeyError: 'injected into dev" in printed
     assert len(list((tmp_path / "run" / "failures").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("ray_of_two_cpus")
+def test_a_failure_in_a_later_epoch_resumes_from_the_checkpoint(tmp_path, monkeypatch, capsys):
+    assert train(tmp_path, monkeypatch, {"dev evaluation": "cuda memory"}, after=1) == 0
+    (line,) = lines_of_failures(capsys.readouterr().err)
+    assert "failed at step 8 (epoch 2, dev evaluation): torch.OutOfMemoryError: CUDA out of memory" in line
+    assert "Restarting from the checkpoint of step 4; 5 more restarts left" in line
+    assert [row["epoch"] for row in json.loads((tmp_path / "run" / "metrics.json").read_text())] == [1, 2]
 
 
 @pytest.mark.slow
