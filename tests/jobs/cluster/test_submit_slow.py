@@ -1,7 +1,7 @@
 """The jobs as a user submits them to a cluster: refused without the token, complete although a machine dies.
 
 The cluster is a real one, a head and two workers started from the shell with token authentication, on private ports
-of this machine.
+of this machine. Its machines have the project's dependencies, but not the project.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 from faults.processes import Session, wait_until  # noqa: E402
 from faults.servers import free_ports  # noqa: E402
 
+from tests.uninstalled import make_environment  # noqa: E402
+
 pytestmark = pytest.mark.slow
 
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 NUM_PHOTOS = 900
 STORE_BYTES = 200_000_000
 START_SECONDS = 120
@@ -42,8 +43,14 @@ class Cluster:
 
     folder: Path
     env: Mapping[str, str]
+    python: Path
+    """Of an environment with the dependencies and without the project: the code comes with each job."""
     ports: list[int] = field(default_factory=lambda: free_ports(3))
     nodes: dict[str, Session] = field(default_factory=dict)
+
+    @property
+    def command(self) -> list[str]:
+        return [str(self.python), "-m", "ray.scripts.scripts"]
 
     @property
     def dashboard(self) -> str:
@@ -61,7 +68,7 @@ class Cluster:
         names = ("dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export", "runtime-env-agent")
         ports = [f"--{name}-port={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
         command = [
-            *RAY, "start", "--block", "--node-ip-address=127.0.0.1", *role, f"--num-cpus={num_cpus}", *ports,
+            *self.command, "start", "--block", "--node-ip-address=127.0.0.1", *role, f"--num-cpus={num_cpus}", *ports,
             f"--object-store-memory={STORE_BYTES}",
         ]  # fmt: skip
         for _ in range(3):  # Ray gives itself 30 seconds, which a busy machine may exceed
@@ -82,7 +89,7 @@ class Cluster:
     def ray(self, *arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
         """A `ray …` command from the project's folder; its exit code and what it prints."""
         log = self.folder / f"command-{time.monotonic_ns()}.log"
-        session = Session([*RAY, *arguments], env={**self.env, **(env or {})}, log=log, cwd=ROOT)
+        session = Session([*self.command, *arguments], env={**self.env, **(env or {})}, log=log, cwd=ROOT)
         try:
             return session.wait(JOB_SECONDS), log.read_text(errors="replace")
         finally:
@@ -101,10 +108,11 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     assert importlib.util.find_spec("aiohttp_cors"), "the job server is missing: pip install 'ray[default]'"
     folder = tmp_path_factory.mktemp("cluster")
+    python = make_environment(folder / "environment")
     (folder / "token").write_text(secrets.token_hex(32))
     short = tempfile.mkdtemp(prefix="ray-")  # Ray's sockets lie in it, and their names may have 107 characters
     env = {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
         "HOME": str(folder),
         "RAY_TMPDIR": short,
         "RAY_AUTH_MODE": "token",
@@ -112,7 +120,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "CAPTIONLIB_CACHE": str(folder / "cache"),
     }
-    made = Cluster(folder, env)
+    made = Cluster(folder, env, python)
     made.env = {**env, "RAY_API_SERVER_ADDRESS": made.dashboard}
     try:
         made.start("head", num_cpus=0)
