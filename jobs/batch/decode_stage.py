@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from captionlib.images.decode import MAX_PIXELS, ImageDecodeError
 from captionlib.images.transforms import ImageTransform
@@ -83,6 +84,8 @@ class DecodeStage:
         assert chunks.num_rows == 1, f"{chunks.num_rows} chunks at once"
         chunk = chunks.to_pylist()[0]
         configure_inputs(self.access, self.processes)
+        if self.max_pixels > MAX_PIXELS:
+            Image.MAX_IMAGE_PIXELS = None  # Pillow has a limit of its own, in the readers of some formats
         try:
             for root in self.local_roots:
                 check_path_visible(root, "input")

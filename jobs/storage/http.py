@@ -152,7 +152,7 @@ class HttpClient:
 
     def _silent(self, host: str, error: HTTPError) -> NoReturn:
         """Record that the host cannot be reached. If it has answered before, the request may be retried."""
-        is_permanent = isinstance(error, (NameResolutionError, SSLError))
+        is_permanent = isinstance(error, SSLError) or _is_unknown_name(error)
         reason = _reason(error)
         self.hosts.record_silence(host, reason, is_permanent=is_permanent)
         kind = RequestFailed if self.hosts.has_answered(host) and not is_permanent else HostUnreachable
@@ -183,12 +183,20 @@ def _host(parts: SplitResult) -> str:
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
+def _is_unknown_name(error: BaseException) -> bool:
+    """Whether a resolver has said that there is no such name, rather than that it cannot say at present."""
+    cause = error.__cause__ or error.__context__
+    return isinstance(error, NameResolutionError) and not (
+        isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_AGAIN
+    )
+
+
 def _reason(error: BaseException) -> str:
     """Describe an exception in a few words; the messages of urllib3 contain addresses of objects."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, socket.gaierror):
-            return "unknown host name"
+            return "unknown host name" if chain.errno != socket.EAI_AGAIN else "the resolver does not answer"
         if isinstance(chain, ssl.SSLCertVerificationError):
             return f"its certificate is not valid: {chain.verify_message}"
         if isinstance(chain, ConnectTimeoutError) and not isinstance(chain, NewConnectionError):
