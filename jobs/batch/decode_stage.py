@@ -30,7 +30,7 @@ from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles, Redo, ids_to_redo
 from jobs.outputs.id_ranges import IdRange
 from jobs.storage.access import AccessSettings
-from jobs.storage.errors import AccessDenied, HostUnreachable, InputFault, RequestFailed, TransportFault
+from jobs.storage.errors import AccessDenied, HostUnknown, HostUnreachable, InputFault, RequestFailed, TransportFault
 from jobs.storage.folder import check_path_visible
 from jobs.storage.paths import is_local
 from jobs.storage.read import configure_inputs, input_access
@@ -161,10 +161,15 @@ class DecodeStage:
             TransportFault: no image could be fetched, and no canary shows that the network is working.
         """
         faults = [image.fault for image in images if image.fault is not None]
+        final: type[TransportFault] | None = None
         if faults and _is_network_there(canaries):
+            final = TransportFault
+        elif faults and _answered(images, places) is not None:
+            final = HostUnknown  # the network is working now, so that this host needs no second attempt
+        if final is not None:
             images = [
                 _Decoded(error=_described(image.fault), read_seconds=image.read_seconds)
-                if image.fault is not None and _is_url(place)
+                if isinstance(image.fault, final) and _is_url(place)
                 else image
                 for image, place in zip(images, places, strict=True)
             ]
