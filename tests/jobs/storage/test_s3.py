@@ -74,9 +74,7 @@ def test_public_and_paid_buckets(monkeypatch):
             seen.append({"path": self.path, **{name.lower(): value for name, value in self.headers.items()}})
             is_list = "list-type=2" in self.path
             entry = f"<Contents><Key>a.jpg</Key><Size>{len(PICTURE)}</Size></Contents>"
-            listing = (
-                f'<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated>{entry}</ListBucketResult>'
-            )
+            listing = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entry}</ListBucketResult>"
             body = listing.encode() if is_list else PICTURE
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
