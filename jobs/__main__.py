@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "Train a caption decoder on features or images.",
     "extract-features": "Run an encoder over images once, for many trainings.",
     "evaluate": "Score captions against references.",
+    "calibrate": "Teach a checkpoint how far to trust its captions.",
     "benchmark": "Measure this machine on your images, and estimate hours and cost.",
     "quantize": "Convert the encoder of a checkpoint to 8-bit integers.",
 }

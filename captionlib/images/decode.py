@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from captionlib.errors import ImageError
 from captionlib.images.cut_jpegs import END_MARKER, MAX_MISSING, missing_share
 from captionlib.images.formats import FORMATS, Format, Size, find_format, rejected_format
+from captionlib.images.png_chunks import without_damaged_metadata
 
 ErrorKind = Literal[
     "EmptyFile",  # no bytes at all
@@ -113,6 +114,11 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
         has_end = True
         try:
             image, width, height = _load(known, data, target_side, max_pixels)
+        except SyntaxError:
+            repaired = without_damaged_metadata(data) if known.name == "PNG" else data
+            if len(repaired) == len(data):
+                raise
+            image, width, height = _load(known, repaired, target_side, max_pixels)
         except OSError as error:
             if known.name != "JPEG" or not re.search("truncated", str(error)):
                 raise

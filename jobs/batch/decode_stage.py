@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from captionlib.images.decode import MAX_PIXELS, ImageDecodeError
 from captionlib.images.transforms import ImageTransform
@@ -29,7 +30,7 @@ from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles, Redo, ids_to_redo
 from jobs.outputs.id_ranges import IdRange
 from jobs.storage.access import AccessSettings
-from jobs.storage.errors import AccessDenied, HostUnreachable, InputFault, RequestFailed, TransportFault
+from jobs.storage.errors import AccessDenied, HostUnknown, HostUnreachable, InputFault, RequestFailed, TransportFault
 from jobs.storage.folder import check_path_visible
 from jobs.storage.paths import is_local
 from jobs.storage.read import configure_inputs, input_access
@@ -83,6 +84,8 @@ class DecodeStage:
         assert chunks.num_rows == 1, f"{chunks.num_rows} chunks at once"
         chunk = chunks.to_pylist()[0]
         configure_inputs(self.access, self.processes)
+        if self.max_pixels > MAX_PIXELS:
+            Image.MAX_IMAGE_PIXELS = None  # Pillow has a limit of its own, in the readers of some formats
         try:
             for root in self.local_roots:
                 check_path_visible(root, "input")
@@ -158,10 +161,15 @@ class DecodeStage:
             TransportFault: no image could be fetched, and no canary shows that the network is working.
         """
         faults = [image.fault for image in images if image.fault is not None]
+        final: type[TransportFault] | None = None
         if faults and _is_network_there(canaries):
+            final = TransportFault
+        elif faults and _answered(images, places) is not None:
+            final = HostUnknown  # the network is working now, so that this host needs no second attempt
+        if final is not None:
             images = [
                 _Decoded(error=_described(image.fault), read_seconds=image.read_seconds)
-                if image.fault is not None and _is_url(place)
+                if isinstance(image.fault, final) and _is_url(place)
                 else image
                 for image, place in zip(images, places, strict=True)
             ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from captionlib.config import to_dict
@@ -15,7 +15,7 @@ from captionlib.errors import UserError
 from jobs.batch.manifest import ROWS_PER_GROUP, Manifest, delete_manifest
 from jobs.batch.settings import BatchSettings
 from jobs.cli.masking import masked
-from jobs.inputs.listing import LeftOut
+from jobs.inputs.listing import ImageRef, LeftOut
 from jobs.inputs.sources import Sources
 from jobs.outputs import run_record
 from jobs.outputs.chunk_files import ChunkFiles
@@ -150,13 +150,28 @@ def list_inputs(
         found = sources.list(manifest.whole_shards() if is_asked_again else ())
         if sidecar is not None:
             found = sidecar.check(found)
-        made = manifest.append(itertools.islice(found, limit), note, columns)
+        counted = _Counted(itertools.islice(found, limit))
+        made = manifest.append(counted, note, columns)
     except (AccessDenied, TransportFault) as error:
         inputs = masked(" ".join(sources.inputs))
         raise UserError(f"the input {inputs} cannot be listed: {masked(str(error))}") from error
     if sidecar is not None and sidecar.left_out and not manifest.files:
         print(f"{sidecar.left_out['images']:,} images have a text file already, and are left out", file=sys.stderr)
+    repeated = counted.count - made.num_images
+    if repeated > 0 and not manifest.files:
+        print(f"{repeated:,} images are listed more than once, and captioned once", file=sys.stderr)
     return made
+
+
+class _Counted:
+    """Counts what is iterated over."""
+
+    def __init__(self, items: Iterable[ImageRef]) -> None:
+        self.items, self.count = items, 0
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        for self.count, item in enumerate(self.items, 1):  # noqa: B020
+            yield item
 
 
 def for_record(settings: BatchSettings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ def list_tar(path: str, columns: Sequence[str] = (), left_out: LeftOut | None = 
         columns: values to copy for each sample: `key`, the text of a member by its extension (such as `txt`), or a
             field of its `json` member; None where a sample has no such value.
     """
+    names: Counter[str] = Counter()
     with open_shard(path) as stream:
         try:
             # Not tarfile's "r": a compressed tar cannot be read from its middle.
@@ -60,11 +62,12 @@ def list_tar(path: str, columns: Sequence[str] = (), left_out: LeftOut | None = 
                     if not images and left_out is not None:
                         for member in members:
                             left_out.add(member.name)
-                    values = _texts(tar, key, members, columns) if images and columns else (None,) * len(columns)
                     for member in images:
-                        yield ImageRef(
-                            f"{path}/{printable_name(member.name)}", member.size, path, member.offset_data, None, values
-                        )
+                        values = _texts(tar, key, member, members, columns) if columns else ()
+                        name = printable_name(member.name)
+                        names[name] += 1
+                        unique = name if names[name] == 1 else f"{name}#{names[name]}"
+                        yield ImageRef(f"{path}/{unique}", member.size, path, member.offset_data, None, values)
                 stream.seek(tar.offset)
                 if stream.read(512) != bytes(512):
                     raise tarfile.ReadError("it does not end as a tar does")
@@ -91,8 +94,17 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]
         yield key, members
 
 
-def _texts(tar: tarfile.TarFile, key: str, members: Sequence[tarfile.TarInfo], columns: Sequence[str]) -> tuple:
+def _texts(
+    tar: tarfile.TarFile,
+    key: str,
+    image: tarfile.TarInfo,
+    members: Sequence[tarfile.TarInfo],
+    columns: Sequence[str],
+) -> tuple[str | None, ...]:
     by_extension = {member.name.rpartition("/")[2].partition(".")[2].lower(): member for member in members}
+    # Names with further dots, as `22.05.jpg` and `22.05.txt`, make one sample of several images: each has its own text.
+    own = f"{image.name.rpartition('.')[0]}."
+    by_extension |= {m.name[len(own) :].lower(): m for m in members if m.name.startswith(own)}
 
     def text(extension: str) -> str | None:
         member = by_extension.get(extension)

@@ -48,6 +48,10 @@ class HostUnreachable(TransportFault):
     """A web server that cannot be reached. An immediate retry would not help; other servers may answer."""
 
 
+class HostUnknown(HostUnreachable):
+    """A web server whose name does not exist, or whose certificate is not valid: a later retry would hardly help."""
+
+
 class RequestFailed(TransportFault):
     """A web server that was reached, but gave no valid answer."""
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jobs.storage.errors import HostUnreachable
+from jobs.storage.errors import HostUnknown, HostUnreachable
 
 SILENT_IN_A_ROW = 3
 """Number of consecutive failed connections that opens the circuit breaker of a host."""
@@ -44,6 +44,11 @@ class _Host:
     reason: str = ""
 
 
+def _refusal(host: _Host, name: str) -> HostUnreachable:
+    kind = HostUnknown if host.is_permanent else HostUnreachable
+    return kind(errno.EHOSTUNREACH, host.reason, name)
+
+
 class Hosts:
     """State of each host. Threads may share an instance.
 
@@ -68,7 +73,7 @@ class Hosts:
         """
         host = self._host(name)
         if time.monotonic() < host.open_until:  # checked before waiting for a slot, and after
-            raise HostUnreachable(errno.EHOSTUNREACH, host.reason, name)
+            raise _refusal(host, name)
         with host.slots:
             self._check(name, host)
             time.sleep(max(0.0, host.pause_until - time.monotonic()))
@@ -126,7 +131,7 @@ class Hosts:
             if host.open_until and now >= host.open_until:
                 host.opened, host.open_until = now, now + OPEN_SECONDS  # this is the test request
             elif now < host.open_until:
-                raise HostUnreachable(errno.EHOSTUNREACH, host.reason, name)
+                raise _refusal(host, name)
 
     def _host(self, name: str) -> _Host:
         with self._lock:

@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 import urllib.request
+from collections.abc import Iterator
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
@@ -20,14 +21,13 @@ from urllib3.exceptions import (
     HTTPError,
     LocationParseError,
     LocationValueError,
-    NameResolutionError,
     NewConnectionError,
     SSLError,
 )
 
 from jobs.cli.masking import masked
 from jobs.storage.access import AccessSettings
-from jobs.storage.errors import HostUnreachable, InputFault, RequestFailed, TransportFault
+from jobs.storage.errors import HostUnknown, HostUnreachable, InputFault, RequestFailed, TransportFault
 from jobs.storage.hosts import Hosts
 
 CONNECT_SECONDS = 5.0
@@ -70,6 +70,7 @@ class HttpClient:
         Raises:
             FileNotFoundError, PermissionError: the answer of the server.
             InputFault: kinds HttpError, TooManyRedirects, FileTooLarge, InvalidUrl.
+            HostUnknown: the name of the host does not exist, or its certificate is not valid.
             HostUnreachable: the host cannot be reached, and has never answered this process.
             RequestFailed: the host was reached, now or before.
         """
@@ -152,10 +153,11 @@ class HttpClient:
 
     def _silent(self, host: str, error: HTTPError) -> NoReturn:
         """Record that the host cannot be reached. If it has answered before, the request may be retried."""
-        is_permanent = isinstance(error, (NameResolutionError, SSLError))
+        is_permanent = _is_permanent(error)
         reason = _reason(error)
         self.hosts.record_silence(host, reason, is_permanent=is_permanent)
-        kind = RequestFailed if self.hosts.has_answered(host) and not is_permanent else HostUnreachable
+        may_answer = self.hosts.has_answered(host)
+        kind = HostUnknown if is_permanent else RequestFailed if may_answer else HostUnreachable
         raise kind(errno.EHOSTUNREACH, reason, host) from error
 
     def _failed(self, host: str, reason: str, pause_seconds: float = 0.0) -> NoReturn:
@@ -183,19 +185,34 @@ def _host(parts: SplitResult) -> str:
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
+def _is_permanent(error: BaseException) -> bool:
+    """Whether the name does not exist (rather than that the resolver is busy), or the certificate is not valid."""
+    return any(
+        isinstance(cause, ssl.SSLCertVerificationError)
+        or (isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN)
+        for cause in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and those from which it was raised."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def _reason(error: BaseException) -> str:
     """Describe an exception in a few words; the messages of urllib3 contain addresses of objects."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, socket.gaierror):
-            return "unknown host name"
-        if isinstance(chain, ssl.SSLCertVerificationError):
-            return f"its certificate is not valid: {chain.verify_message}"
-        if isinstance(chain, ConnectTimeoutError) and not isinstance(chain, NewConnectionError):
+    for cause in _chain(error):
+        if isinstance(cause, socket.gaierror):
+            return "unknown host name" if cause.errno != socket.EAI_AGAIN else "the resolver does not answer"
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not valid: {cause.verify_message}"
+        if isinstance(cause, ConnectTimeoutError) and not isinstance(cause, NewConnectionError):
             return f"no connection within {CONNECT_SECONDS:g} s"
-        if isinstance(chain, OSError) and chain.strerror:
-            return chain.strerror.lower()
-        chain = chain.__cause__ or chain.__context__
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
     return str(error).partition("): ")[2] or f"{type(error).__name__}: {error}"
 
 

@@ -89,9 +89,10 @@ def test_the_store_stays_away(tmp_path: Path, model: Path, place: Place) -> None
         assert last.startswith("python -m jobs.caption: ")
         assert "same command" in last
         store.start()
-        errors = {row["error"].partition(":")[0] for row in output.rows() if row["error"]}
-        assert errors <= {"TruncatedImage", "EmptyFile"}, "a store that is away is no fault of an image"
-        assert output.num_rows() < FEW
+        errors = [row["error"].partition(":")[0] for row in output.rows() if row["error"]]
+        # A chunk of which some images came before the store went away is there; the others are left for the next run.
+        assert set(errors) <= {"TruncatedImage", "EmptyFile", "Deferred"}, "a store that is away is no image's fault"
+        assert output.num_rows() - errors.count("Deferred") < FEW
         code, log = run_job(
             place, OWNER.env(store.url), "s3://photos/few", output.url, model, "--no-report", name="away-again"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,11 @@ def test_every_command_has_a_help_that_holds_no_types(command, capsys, monkeypat
     with pytest.raises(SystemExit):
         main([command, "--version"])
     assert capsys.readouterr().out == f"captionlib {command} {__version__}\n"
+
+
+def test_every_job_is_a_command():
+    files = {path.stem.replace("_", "-") for path in (Path(__file__).parents[3] / "jobs").glob("[a-z]*.py")}
+    assert set(COMMANDS) == files
 
 
 def test_one_command(capsys):

@@ -254,6 +254,61 @@ def test_a_list_of_things_that_are_no_files(tmp_path):
     assert found == ["NotFound", "NotFound", "InvalidUrl", "NotFound", "NotAFile"]
 
 
+def with_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_names_in_tars_that_other_readers_trip_over(tmp_path):
+    """Dots in names (webdataset #237, datasets #6880), and a name that comes twice (webdataset #157)."""
+    members = [("22.05.jpg", JPEG), ("22.05.txt", b"five"), ("22.06.jpg", JPEG), ("22.06.txt", b"six")]
+    members += [("v1.0/a.jpg", JPEG), ("v1.0/a.txt", b"a"), ("b.jpg", JPEG), ("b.jpg", NOISE)]
+    given = with_tar(tmp_path / "a.tar", members)
+    outcome = run_stub(given, tmp_path / "out", source=SourceSettings(columns=("txt", "key")))
+    assert outcome.counts == (5, 0)
+    rows = table(tmp_path / "out")
+    assert rows.path.str.removeprefix(f"{given}/").tolist() == [
+        "22.05.jpg",
+        "22.06.jpg",
+        "v1.0/a.jpg",
+        "b.jpg",
+        "b.jpg#2",
+    ]
+    assert rows.txt.fillna("").tolist() == ["five", "six", "a", "", ""]
+
+
+def test_what_is_listed_twice_is_said(tmp_path, capsys):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    (tmp_path / "list.txt").write_text("a.jpg\n./a.jpg\na.jpg\n")
+    assert run_stub(tmp_path / "list.txt", tmp_path / "out").counts == (1, 0)
+    assert "2 images are listed more than once, and captioned once" in capsys.readouterr().err
+
+
+def test_metadata_of_all_splits_in_one_file(tmp_path):
+    """datasets #4548."""
+    for split in ("train", "test"):
+        (tmp_path / "in" / split).mkdir(parents=True)
+        (tmp_path / "in" / split / "a.jpg").write_bytes(JPEG)
+    lines = [{"file_name": f"{split}/a.jpg", "text": split} for split in ("train", "test")]
+    (tmp_path / "in" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_stub(tmp_path / "in", tmp_path / "out", source=SourceSettings(columns=("text",)))
+    assert table(tmp_path / "out").text.tolist() == ["train", "test"]
+
+
+def test_a_png_with_a_wrong_checksum_in_a_text(tmp_path):
+    """Pillow #8669 and #6843: browsers show it."""
+    data = image_bytes("PNG")
+    text = b"tEXtComment\0hello"
+    chunk = len(text[4:]).to_bytes(4, "big") + text + b"\0\0\0\0"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(data[:33] + chunk + data[33:])
+    assert run_stub(tmp_path / "in", tmp_path / "out").counts == (1, 0)
+
+
 def test_links_and_names(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

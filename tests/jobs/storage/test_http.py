@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -46,7 +48,9 @@ def server() -> Iterator[Server]:
             self.answer(kind, value)
 
         def answer(self, kind: str, value: str) -> None:
-            self.send_response(int(value) if kind == "status" else 302 if kind in ("hop", "to") else 200)
+            self.send_response(
+                int(value.partition("/")[0]) if kind == "status" else 302 if kind in ("hop", "to") else 200
+            )
             if kind == "hop":  # /hop/3 leads to /hop/2 and so on
                 self.send_header("Location", f"/hop/{int(value) - 1}" if int(value) > 1 else "/body/10")
             if kind == "to":
@@ -116,6 +120,38 @@ def test_what_a_server_says(server, status, expected):
 def test_what_is_no_url(url):
     with pytest.raises(InputFault, match="InvalidUrl"):
         client().read(url)
+
+
+def test_names_that_are_not_encoded(server):
+    """As in lists that people write: spaces, letters of all languages, brackets."""
+    for name, sent in [
+        ("a b", "a%20b"),
+        ("ä", "%C3%A4"),
+        ("a%20b", "a%20b"),
+        ("[1]", "%5B1%5D"),
+        ("1?q=a b&c=ü", "1?q=a%20b&c=%C3%BC"),
+    ]:
+        with pytest.raises(FileNotFoundError):
+            client().read(f"{server.url}/status/404/{name}")
+        assert server.seen[-1][0] == f"/status/404/{sent}"
+
+
+@pytest.mark.parametrize(("code", "is_permanent"), [(socket.EAI_NONAME, True), (socket.EAI_AGAIN, False)])
+def test_a_resolver_that_does_not_answer_has_not_said_no(monkeypatch, code, is_permanent):
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(code, "resolver")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    reading = client()
+    with pytest.raises(HostUnreachable) as caught:
+        reading.read("http://busy.example/a.jpg")
+    assert caught.value.strerror == ("unknown host name" if is_permanent else "the resolver does not answer")
+    monkeypatch.undo()
+    with (
+        pytest.raises(HostUnreachable) if is_permanent else contextlib.nullcontext(),
+        reading.hosts.request("busy.example:80"),
+    ):
+        pass
 
 
 def test_a_body_that_is_cut_short(server):

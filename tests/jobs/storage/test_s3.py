@@ -12,7 +12,9 @@ from typing import IO, NamedTuple
 import pyarrow as pa
 import pytest
 
+from jobs.inputs.listing import list_files
 from jobs.storage import read, s3
+from jobs.storage.access import AccessSettings
 from jobs.storage.errors import InputFault
 from jobs.storage.folder import Folder
 from jobs.storage.read import read_bytes
@@ -60,6 +62,48 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         monkeypatch.setattr(read, "_outputs", read.Access())
         monkeypatch.setattr(read, "_inputs", read.Access())
         yield Store(requests)
+        server.shutdown()
+
+
+def test_public_and_paid_buckets(monkeypatch):
+    """What an S3 server is sent: no credentials, or the agreement to pay, in listings and reads."""
+    seen: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append({"path": self.path, **{name.lower(): value for name, value in self.headers.items()}})
+            is_list = "list-type=2" in self.path
+            entry = f"<Contents><Key>a.jpg</Key><Size>{len(PICTURE)}</Size></Contents>"
+            listing = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entry}</ListBucketResult>"
+            body = listing.encode() if is_list else PICTURE
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Last-Modified", "Thu, 26 Nov 2026 12:00:00 GMT")
+            self.send_header("ETag", '"a"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        for settings in (AccessSettings(anonymous=True), AccessSettings(requester_pays=True)):
+            monkeypatch.setattr(read, "_inputs", read.Access())
+            seen.clear()
+            read.configure_inputs(settings)
+            (image,) = list_files("s3://bucket/")
+            assert read_bytes(image.path, image.size) == PICTURE
+            assert len(seen) >= 2
+            for request in seen:
+                assert ("authorization" not in request) == settings.anonymous, request
+                assert (request.get("x-amz-request-payer") == "requester") == settings.requester_pays, request
         server.shutdown()
 
 

@@ -150,3 +150,21 @@ def test_endings_are_of_one_format_each():
     found = find_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf")
     assert found is not None
     assert found.name == "AVIF"
+
+
+def test_a_tiff_with_reduced_copies_is_decoded_from_the_right_one():
+    """Pyramids, as archives have them: pages with the tag NewSubfileType 1 are copies of the first."""
+    file = io.BytesIO()
+    whole, half, quarter = picture(1024, 768), picture(512, 384), picture(256, 192)
+    other = Image.new("RGB", (300, 300), "green")  # a page of its own
+    for page, is_copy in ((whole, 0), (other, 0), (half, 1), (quarter, 1)):
+        page.encoderinfo = {"tiffinfo": {254: is_copy}}
+    whole.save(file, "TIFF", save_all=True, append_images=[other, half, quarter], tiffinfo={254: 0})
+    data = file.getvalue()
+    decoded = decode_image(data, target_side=100)
+    assert (decoded.image.size, decoded.width, decoded.height) == ((256, 192), 1024, 768)
+    assert distance(decoded.image, quarter) < 2
+    assert decode_image(data, target_side=300).image.size == (512, 384)
+    assert decode_image(data, target_side=700).image.size == (1024, 768)
+    assert decode_image(data, target_side=100, max_pixels=60_000).width == 1024
+    assert error_kind(data, max_pixels=60_000) == "ImageTooLarge"
