@@ -10,17 +10,17 @@ import typing
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from captionlib.config import Preprocessing
 from captionlib.images.decode import ErrorKind
 from captionlib.images.transforms import EncoderSquare
-from jobs.batch.decode_stage import DecodeStage
+from jobs.batch.decode_stage import Chunk, DecodeStage
 from jobs.batch.manifest import Manifest
+from jobs.batch.ray_pipeline import as_table
 from jobs.inputs.sources import Sources
-from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.id_ranges import IdRange
 from jobs.storage.folder import Folder
 from tests.mutations import mutate, originals
 
@@ -47,7 +47,7 @@ def test_damaged_files(tmp_path, count):
     slowest = 0.0
     for first in range(0, count, PER_PART):
         started = time.monotonic()
-        (row,) = decode(pa.table([[first], [first + PER_PART - 1], [False]], schema=schemas.CHUNK)).to_pylist()
+        (row,) = decode(as_table(Chunk(IdRange(first, first + PER_PART - 1)))).to_pylist()
         slowest = max(slowest, time.monotonic() - started)
         assert row["status"] == "ready", row["reason"]
         errors = [image["error"] for image in row["images"]]

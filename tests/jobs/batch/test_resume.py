@@ -60,7 +60,7 @@ def test_another_jobs_output_is_not_overwritten(finished):
 def test_an_output_that_lost_its_manifest_or_its_record_is_refused(finished):
     output, _ = finished
     (output / "manifest").delete("manifest-000000000000-000000000001.parquet")
-    with pytest.raises(ValueError, match="rows up to image 1, but its manifest knows 0"):
+    with pytest.raises(ValueError, match="rows up to image 1, but its manifest has only 0"):
         open_output(*finished, "stub", IDENTITY, overwrite=False)  # type: ignore[arg-type, call-arg, misc]
     output.delete("run.json")
     with pytest.raises(ValueError, match=r"no run\.json"):
@@ -104,7 +104,7 @@ def test_folders_that_every_machine_must_see(tmp_path, make_images):
 
 def test_the_record_holds_no_password():
     made = for_record(settings("https://me:secret@host/photos/?signature=secret", "s3://bucket/out"))
-    assert made["input"] == "https://host/photos/"
+    assert made["input"] == "https://***@host/photos/?signature=***"
     assert "secret" not in str(made)
 
 

@@ -59,7 +59,7 @@ def test_a_cluster_that_does_not_grow_is_waited_for_and_called_so(cluster):
 
 def test_what_a_cluster_can_never_have_is_not_waited_for(cluster):
     cluster["growth"] = "impossible"
-    with pytest.raises(ClusterError, match="2 GPUs .0 are there. were asked for, which this cluster can never have"):
+    with pytest.raises(ClusterError, match="2 GPUs .0 are there. were asked for, which this cluster cannot provide"):
         RaySession("10.0.0.1:6379", num_gpus=2)._wait_for_machines()
 
 
