@@ -26,7 +26,7 @@ from jobs.storage.folder import Folder
 from jobs.storage.paths import check_paths_outlive_job
 
 SAMPLE = 100
-IMAGES_PER_PART = 10
+IMAGES_PER_CHUNK = 10
 """Small, so that several chunks are finished after the model is warm."""
 SHOWN = 5
 SHORTEST_SECONDS = 0.5
@@ -57,7 +57,7 @@ def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
     if seconds < SHORTEST_SECONDS:
         print("they are too few to estimate the duration for the others")
     else:
-        rate = (len(sample) - IMAGES_PER_PART) / seconds
+        rate = (len(sample) - IMAGES_PER_CHUNK) / seconds
         whole = outcome.figures.start_up_seconds + left / rate
         print(f"{rate:.1f} images/s once warm: the remaining {left:,} would take about {format_seconds(whole)}")
     return 0
@@ -82,7 +82,7 @@ def _count(sources: Sources, job: BatchJob) -> tuple[int, int, list[ImageRef]]:
 def _caption(job: BatchJob, settings: CaptionSettings, trial: Folder, sample: list[ImageRef]) -> RunResult:
     manifest = Manifest.open(trial / "manifest").append(sample)
     outputs = {name: ChunkFiles(trial / name, name) for name in job.folders}
-    small_chunks = dataclasses.replace(settings.work, images_per_chunk=IMAGES_PER_PART)
+    small_chunks = dataclasses.replace(settings.work, images_per_chunk=IMAGES_PER_CHUNK)
     todo = [IdRange(0, manifest.num_images - 1)]
     sampling = dataclasses.replace(settings, work=small_chunks)
     rounds = Rounds(dataclasses.replace(job, sidecar=None), sampling, outputs, manifest, Remaining(todo, {}))

@@ -21,7 +21,7 @@ from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.sidecar import Sidecar
 
-LOST_PARTS_LIMIT = 100
+LOST_CHUNKS_LIMIT = 100
 """Number of chunks whose workers may die repeatedly before the run is stopped."""
 
 
@@ -54,7 +54,7 @@ class Pipeline:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = -1  # a queue for a GPU or a spot machine may be long
-        context.max_errored_blocks = LOST_PARTS_LIMIT
+        context.max_errored_blocks = LOST_CHUNKS_LIMIT
         plan = self.plan
         # A block per chunk: with fewer, Ray would give many chunks to one task.
         dataset = (
