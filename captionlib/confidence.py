@@ -1,9 +1,9 @@
-"""Confidence: what the search knows about a caption → the calibrated probability that the caption is right.
+"""Confidence: the calibrated probability that a caption is right, computed from evidence of the search.
 
-A logistic model of a few numbers, learnt on images that the captioner was not trained on (`jobs.calibrate`). A caption
-counts as right if its CIDEr-D against people's captions of the image is above 0.5.
+It is a logistic model of a few numbers, fitted on images that the captioner was not trained on (`jobs.calibrate`). A
+caption counts as right if its CIDEr-D against the reference captions of the image is above 0.5.
 
-M captions, F inputs of the logistic model: the signals, then one for each word that it knows.
+M captions, F inputs of the logistic model: the signals, then one for each word of the model.
 """
 
 from __future__ import annotations

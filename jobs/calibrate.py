@@ -1,10 +1,10 @@
-"""Teach a checkpoint how far to trust its captions: captions of people → the column `confidence`.
+"""Fit the confidence of a checkpoint: images with reference captions → the column `confidence`.
 
     python -m jobs.calibrate runs/mine/best runs/mine/calibrated --data flickr8k,flickr8k,dev
 
-Captions the images with the checkpoint's own search, counts a caption as right if its CIDEr-D against people's captions
-is above 0.5, and fits a small logistic model on what the search knows (see `captionlib.confidence`). Use images that
-the checkpoint was not trained on. A thousand are enough. Needs no Ray.
+The command captions the images with the checkpoint's own search, counts a caption as right if its CIDEr-D against the
+references is above 0.5, and fits a small logistic model on evidence of the search (see `captionlib.confidence`). Use
+about a thousand images that the checkpoint was not trained on. Ray is not needed.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ class CalibrateSettings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 written, 2 a faulty request, 130 interrupted."""
+    """Run the command; return the exit code: 0 written, 2 invalid request, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     settings = parse(CalibrateSettings, arguments, prog=PROG, description=__doc__ or "")
     return run_command(PROG, lambda: calibrate(settings))
 
 
 def calibrate(settings: CalibrateSettings) -> int:
-    """Caption, fit, cross-validate and write; returns the exit code.
+    """Caption, fit, cross-validate and write; return the exit code.
 
     Raises:
-        UserError, OSError: something is wrong with the images, the output or the checkpoint.
+        UserError, OSError: the images, the output or the checkpoint cannot be used.
     """
     from captionlib.captioners.predictor import Predictor
     from captionlib.checkpoints import CONFIG, add_confidence, load_checkpoint, resolve_checkpoint

@@ -1,8 +1,8 @@
-"""What every captioner has in common: the contract between a model, wherever it runs, and a job that holds it.
+"""The contract between captioners of all kinds and the jobs that use them.
 
-A captioner comes in two steps. `open` (see `captionlib.captioners.zoo`) finds out what can be known without the
-weights, and says what is wrong with a request; the result travels to other machines, and `load` there makes the
-captioner itself. To add a kind, write both in a file of its own and give it a row in the zoo's table.
+A captioner is used in two steps. `open` (see `captionlib.captioners.zoo`) examines a model without its weights and
+reports mistakes of the request. The result is sent to other machines, where `load` creates the captioner. To add a
+kind, write both in a file of its own and add a row to the table of the zoo.
 
 Shapes: B images of a call.
 """
@@ -23,11 +23,13 @@ FinishReason = Literal["end", "length"]
 
 
 class ServiceUnavailable(CaptionlibError, OSError):
-    """What the captioner needs cannot be reached for the moment; the images are not at fault, and can come again."""
+    """A service that the captioner needs cannot be reached at present. The images are not at fault and can be
+    retried.
+    """
 
 
 class ServiceRefused(CaptionlibError, OSError):
-    """What the captioner needs refuses the caller, whichever the image: a key is wrong, or a model is not there."""
+    """A service that the captioner needs rejects every request: the key is wrong, or the model does not exist."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,23 @@ class Caption:
 
     text: str
     log_prob: float | None
-    """Sum of the model's log-probabilities over the tokens and the end, natural log; None where it does not say."""
+    """Sum of the log-probabilities of the tokens and of the end, natural logarithm; None if the model does not
+    report it."""
     num_tokens: int | None
-    """Words or tokens, without the end; None where the model does not say."""
+    """Number of words or tokens without the end; None if the model does not report it."""
     finish_reason: FinishReason | None = None
-    """Whether the model ended the caption, or the largest number of tokens did; None where it does not say."""
+    """Whether the model ended the caption or it reached the largest number of tokens; None if unknown."""
     confidence: float | None = None
-    """Calibrated probability in [0, 1] that the caption is right; None where the model is not calibrated (see
+    """Calibrated probability in [0, 1] that the caption is right; None for a model without calibration (see
     `captionlib.confidence`)."""
 
 
 @dataclass(frozen=True)
 class CaptionFault:
-    """Why an image has no caption, although it could be read."""
+    """The reason why an image that could be read has no caption."""
 
     kind: str
-    """Stable, for counting and for queries."""
+    """A stable name for statistics and queries."""
     message: str
 
     def __str__(self) -> str:
@@ -61,65 +64,66 @@ class CaptionFault:
 NOT_FINITE = CaptionFault("NotFinite", "the model's probabilities for this image are not numbers")
 
 Answer = list[Caption] | CaptionFault
-"""An image's captions, best first, at least one; or why there are none."""
+"""The captions of an image, best first, at least one; or the reason why there is none."""
 
 
 class LoadedCaptioner(Protocol):
-    """A captioner with its weights, or its connection, ready to work."""
+    """A captioner with its weights or its connection, ready to use."""
 
     @property
     def overlaps(self) -> bool:
-        """Whether two threads may call it at once, and gain by it."""
+        """Whether concurrent calls from two threads are allowed and faster."""
 
     def caption_images(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
-        """Caption any number of images; how many go through the model together is the captioner's affair.
+        """Caption any number of images, in batches of the captioner's choice.
 
         Args:
-            images: as the captioner's transform makes them: uint8 (B, S, S, 3), or B arrays HWC uint8 (H, W, 3)
-                of their own sizes; in [0, 255], read-only.
-            image_ids: B ids, for whatever is drawn at random.
+            images: output of the captioner's transform: uint8 (B, S, S, 3), or B arrays HWC uint8 (H, W, 3) of
+                different sizes;
+                in [0, 255], read-only.
+            image_ids: B ids, which seed random choices.
 
         Returns:
             B answers.
 
         Raises:
-            ServiceUnavailable, ServiceRefused: see there; nothing is lost but the work of this call.
+            ServiceUnavailable, ServiceRefused: the captions of this call are lost.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What one copy of a captioner takes of a machine."""
+    """Resources of one copy of a captioner."""
 
     memory_gib: float = 1.0
-    """PyTorch, the weights, and a batch on its way through them."""
+    """Memory for PyTorch, the weights and one batch, in GiB."""
     uses_gpu: bool = True
-    """Whether a GPU helps it, where there is one."""
+    """Whether the captioner uses a GPU if there is one."""
     cpus: float | None = None
-    """CPUs that it keeps busy; None: as many as it can have."""
+    """Number of CPUs that it keeps busy; None for any number."""
 
 
 ANY_MACHINE = Needs()
 
 
 class OpenCaptioner(Protocol):
-    """What is known of a captioner before it is loaded. Can be pickled."""
+    """A captioner before its weights are loaded. It can be pickled."""
 
     @property
     def name(self) -> str:
-        """For a person who reads the record of a run, such as `hf:Salesforce/blip-image-captioning-base@82a37760`."""
+        """Name for the run record, such as `hf:Salesforce/blip-image-captioning-base@82a37760`."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal weights: 16 hexadecimal digits, a revision, or what else says which model it is."""
+        """Identifier of the weights: 16 hexadecimal digits, a revision, or a name."""
 
     @property
     def search(self) -> SearchConfig:
-        """How captions are found."""
+        """Search settings."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides the captions beside model and search, as JSON holds it, such as a prompt."""
+        """Everything else that determines the captions, as JSON values, such as a prompt."""
 
     def arithmetic(self, *, gpu: bool) -> str:
         """Return how the captioner computes on a machine with or without a GPU, such as `float32 in PyTorch`. An output
@@ -127,11 +131,11 @@ class OpenCaptioner(Protocol):
 
     @property
     def transform(self) -> ImageTransform:
-        """What decoding is to make of an image file."""
+        """Conversion of an image file to the pixels that the captioner needs."""
 
     @property
     def needs(self) -> Needs:
-        """What one copy of it takes."""
+        """Resources of one copy."""
 
     @property
     def has_confidence(self) -> bool:
@@ -139,15 +143,15 @@ class OpenCaptioner(Protocol):
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Installed packages whose versions belong into the record."""
+        """Installed packages whose versions are recorded."""
 
     def load(self, *, batch_size: int | None, num_threads: int) -> LoadedCaptioner:
-        """Load it on this machine.
+        """Load the captioner on this machine.
 
         Args:
-            batch_size: images that go through the model together; None for what suits it.
-            num_threads: threads on a CPU.
+            batch_size: number of images per batch of the model; None for a suitable number.
+            num_threads: number of threads on a CPU.
 
         Raises:
-            UserError, OSError: the model is not to be had here; the message says what to do.
+            UserError, OSError: the model is not available here; the message states what to do.
         """

@@ -1,4 +1,4 @@
-"""Captioners that this project trains: a checkpoint, in a folder or at a URL.
+"""Captioners trained by this project: checkpoints in a folder or at a URL.
 
 Shapes: B images, S side of the square input.
 """
@@ -33,13 +33,13 @@ _HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 @dataclass(frozen=True, kw_only=True)
 class OpenCheckpoint:
-    """A checkpoint that was looked at. See `captionlib.captioners.base.OpenCaptioner`."""
+    """A checkpoint before its weights are loaded. See `captionlib.captioners.base.OpenCaptioner`."""
 
     name: str
     fingerprint: str
     search: SearchConfig
     source: str
-    """As `captionlib.checkpoints.resolve_checkpoint` takes it, on every machine."""
+    """Path or URL that `captionlib.checkpoints.resolve_checkpoint` accepts on every machine."""
     engine: EngineKind
     transform: EncoderSquare
     has_int8: bool
@@ -62,7 +62,7 @@ class OpenCheckpoint:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """None beside those that every run records."""
+        """No packages other than those that every run records."""
         return ()
 
     def load(self, *, batch_size: int | None, num_threads: int) -> LoadedCheckpoint:
@@ -83,7 +83,7 @@ class LoadedCheckpoint:
         self.overlaps = predictor.device.type == "cuda"
 
     def caption_images(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
-        """uint8 (B, S, S, 3) → captions, in batches."""
+        """Caption pixels, uint8 (B, S, S, 3), in batches."""
         pixels = np.asarray(images)
         answers: list[Answer] = []
         for start in range(0, len(pixels), self.batch_size):
@@ -153,7 +153,7 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
 
 
 def _check_kind(model: str) -> None:
-    """A model of another kind, given without the word that says so, gets a sentence that has the word."""
+    """Report a model of another kind that was given without its prefix, with the prefix in the message."""
     folder = Path(model).expanduser()
     if model == "default" or "://" in model:
         return

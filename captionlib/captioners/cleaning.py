@@ -1,4 +1,4 @@
-"""Text as a model leaves it → a caption."""
+"""Turns the text of a model into a caption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SENTENCE_END = re.compile(r"""(?<!\b[A-Za-z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\b
 
 
 def clean(text: str, *, first_sentence: bool = False) -> str:
-    """One line, without spaces around it or twice in it; only the first sentence, if that is wanted."""
+    """Remove line breaks and repeated spaces; optionally keep only the first sentence."""
     text = " ".join(text.split())
     end = _SENTENCE_END.search(text) if first_sentence else None
     return text if end is None else text[: end.end()]

@@ -1,9 +1,9 @@
 """Models behind servers that speak OpenAI's chat protocol: vLLM, SGLang, `transformers serve`, a cloud.
 
-Images are sent as JPEG, many requests at a time. Each endpoint takes the next image as soon as it has answered one, so
-that several share the work by their speed. Two kinds of fault, as everywhere: what is wrong with one image is its
-answer; what is wrong with the way to a server (429, 5xx, time-outs, lost connections, cut answers) is tried again with
-exponential back-off, at whichever endpoint works.
+Images are sent as JPEG in many concurrent requests. Each endpoint gets the next image when it has answered one, so that
+several endpoints share the work according to their speed. A fault of one image is its answer. A fault of the connection
+(429, 5xx, time-out, lost connection, truncated answer) is retried with exponential back-off, at any endpoint that
+works.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ CONCURRENCY = 16
 MAX_TOKENS = 128
 JPEG_QUALITY = 90
 REQUEST_SECONDS = 300.0
-"""Longest wait for one answer: a server may have a long queue."""
+"""Timeout of one request in seconds; a server may have a long queue."""
 PATIENCE_SECONDS = 180.0
-"""How long no endpoint may answer before the images are left for later."""
+"""Seconds without an answer from any endpoint after which the images are deferred."""
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 ATTEMPTS = 12
-"""How often one image may be answered with a 5xx, while others succeed, before it is left for later."""
+"""Number of 5xx answers for one image, while others succeed, after which it is deferred."""
 _IMAGE_STATUS = {400, 413, 415, 422}
 _REFUSED_STATUS = {401, 403, 404}
 _FINISH: dict[str, FinishReason] = {"stop": "end", "length": "length"}
@@ -65,7 +65,7 @@ _NO_SUCH_SETTING = "OpenAI's protocol has no such setting"
 
 @dataclass(frozen=True, kw_only=True)
 class OpenServer:
-    """A model that servers have. See `captionlib.captioners.base.OpenCaptioner`."""
+    """A model on servers. See `captionlib.captioners.base.OpenCaptioner`."""
 
     model: str
     endpoints: tuple[str, ...]
@@ -78,17 +78,17 @@ class OpenServer:
 
     @property
     def name(self) -> str:
-        """Such as `openai:Qwen/Qwen2.5-VL-7B-Instruct`."""
+        """Name such as `openai:Qwen/Qwen2.5-VL-7B-Instruct`."""
         return f"openai:{self.model}"
 
     @property
     def fingerprint(self) -> str:
-        """The name: a server does not say which weights it has."""
+        """The name, because a server does not identify its weights."""
         return self.name
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Prompts and what is sent; not where to."""
+        """Prompts and image size; not the endpoints."""
         return {
             "prompt": self.prompt,
             "system_prompt": self.system_prompt,
@@ -102,25 +102,25 @@ class OpenServer:
 
     @property
     def needs(self) -> Needs:
-        """A CPU: it encodes and waits."""
+        """One CPU, to encode images and wait."""
         return Needs(uses_gpu=False, cpus=1.0)
 
     @property
     def has_confidence(self) -> bool:
-        """Nobody has calibrated it."""
+        """False: these models are not calibrated."""
         return False
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """What speaks HTTP."""
+        """The package for HTTP."""
         return ("aiohttp",)
 
     def load(self, *, batch_size: int | None, num_threads: int) -> ServerCaptioner:
-        """Make a connection; nothing is sent yet."""
+        """Create the client; nothing is sent yet."""
         return ServerCaptioner(self)
 
     def request(self, jpeg: bytes, image_id: int) -> dict[str, Any]:
-        """The body of one image's request."""
+        """Return the body of the request for one image."""
         picture = {"url": "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()}
         turns: list[dict[str, Any]] = []
         if self.system_prompt is not None:
@@ -136,7 +136,9 @@ class OpenServer:
 
 
 class ServerCaptioner:
-    """See `captionlib.captioners.base.LoadedCaptioner`. Has a thread of its own for its connections."""
+    """Sends images to servers, with a thread of its own for the connections. See
+    `captionlib.captioners.base.LoadedCaptioner`.
+    """
 
     overlaps = True
 
@@ -154,7 +156,7 @@ class ServerCaptioner:
 
 
 class _Try:
-    """One image on its way."""
+    """One image that is being captioned."""
 
     def __init__(self, place: int) -> None:
         self.place = place
@@ -162,7 +164,7 @@ class _Try:
 
 
 class _Call:
-    """The images of one call: a queue that the endpoints empty."""
+    """The images of one call, in a queue that the endpoints share."""
 
     def __init__(
         self,
@@ -177,7 +179,7 @@ class _Call:
         self.last_success = time.monotonic()
 
     async def run(self) -> list[Answer]:
-        """All answers, in order."""
+        """Return all answers in order."""
         import aiohttp
 
         key = os.environ.get(KEY)
@@ -199,7 +201,7 @@ class _Call:
         return [answer for answer in self.answers if answer is not None]
 
     async def _work(self, session: aiohttp.ClientSession, url: str) -> None:
-        """Send one image after the other to an endpoint, until all have their answers."""
+        """Send images to one endpoint until all images have answers."""
         failures = 0
         while any(answer is None for answer in self.answers):
             if not self.waiting:  # the last ones are under way elsewhere, and may come back
@@ -222,11 +224,11 @@ class _Call:
                 await asyncio.sleep(max(fault.wait_seconds, random.uniform(longest / 2, longest)))
 
     async def _ask(self, session: aiohttp.ClientSession, url: str, place: int) -> Answer:
-        """One request.
+        """Send one request.
 
         Raises:
-            _TryAgain: the way to the server is broken, or it has no time.
-            ServiceRefused: it refuses the caller.
+            _TryAgain: the connection failed, or the server is busy.
+            ServiceRefused: the server rejects every request.
         """
         import aiohttp
 
@@ -252,7 +254,7 @@ class _Call:
         raise _TryAgain(f"HTTP {status}: {message}", seconds, is_answer=status >= 500)
 
     def _read(self, text: str) -> Answer:
-        """An image's captions in the server's answer."""
+        """Return the captions in the server's answer."""
         try:
             answer = json.loads(text)
             choices = answer["choices"]
@@ -276,7 +278,7 @@ class _Call:
 
 
 class _TryAgain(Exception):
-    """The way to a server is broken, not the image."""
+    """The connection to a server failed; the image is not at fault."""
 
     def __init__(self, message: str, wait_seconds: float = 0.0, *, is_answer: bool = False) -> None:
         super().__init__(message)
@@ -285,14 +287,14 @@ class _TryAgain(Exception):
 
 
 def to_jpeg(pixels: np.ndarray) -> bytes:
-    """HWC uint8 (H, W, 3) → a JPEG file."""
+    """Encode HWC uint8 (H, W, 3) as a JPEG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
 
 
 def _message(text: str) -> str:
-    """What a server says about a failure, from whichever form it has."""
+    """Extract the error message from the answer of a server, which has one of several forms."""
     try:
         error = json.loads(text)["error"]
         said = error["message"] if isinstance(error, dict) else error
@@ -323,7 +325,7 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenSe
         if parts.username or parts.password or parts.query:
             raise UserError(f"--endpoint takes no key in its URL: put it into {KEY} in the environment")
     if search.method == "beam":
-        raise UserError(f"--search.method beam is not to be had with {NOUN}: take greedy or sample")
+        raise UserError(f"--search.method beam is not supported by {NOUN}: use greedy or sample")
     nothing = ("diversity_groups", "min_tokens", "no_repeat_ngram", "length_penalty", "top_k", "allow_unk")
     refuse(search, NOUN, **dict.fromkeys(nothing, _NO_SUCH_SETTING))
     return OpenServer(

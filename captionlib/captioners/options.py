@@ -16,7 +16,7 @@ from captionlib.errors import UserError
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["8bit", "4bit"]
 DEFAULT_PROMPT = "Describe this image in one sentence."
-"""Of models that are asked in words."""
+"""Default prompt of chat models."""
 MAX_SIDE = 1024
 """Default of `CaptionerOptions.max_side`, in pixels."""
 
@@ -46,7 +46,7 @@ checkpoint has such an encoder, otherwise in float32 (openvino). On a GPU, and w
     max_new_tokens: Annotated[int | None, _hint("INT", "--search.max-tokens")] = None
     """Largest number of tokens of a caption; another name of --search.max-tokens."""
     repetition_penalty: Annotated[float | None, _hint("FLOAT", "the model's own")] = None
-    """Penalty of tokens that occurred before (Keskar et al. 2019); 1 switches it off."""
+    """Penalty of tokens that occurred before (Keskar et al. 2019); 1 disables it."""
     first_sentence: bool = False
     """Keep only the first sentence of each caption."""
     dtype: Dtype = "auto"
@@ -74,27 +74,27 @@ the work. The key is read from OPENAI_API_KEY."""
             raise UserError("--prompt and --prompt-file are two prompts: leave one out")
 
     def given(self) -> list[str]:
-        """Names of the settings that are not left to the model."""
+        """Return the names of the settings that differ from their defaults."""
         return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
 
     def check(self, honoured: Collection[str], noun: str) -> None:
-        """Refuse what a kind of captioner does not have.
+        """Reject settings that a kind of captioner does not support.
 
         Args:
-            noun: what the captioner is, such as `a checkpoint of this project`.
+            noun: description of the captioner, such as `a checkpoint of this project`.
 
         Raises:
-            UserError: a setting is given that is not among `honoured`.
+            UserError: a setting is given that is not in `honoured`.
         """
         for name in self.given():
             if name not in honoured:
                 raise UserError(f"{flag(name)} means nothing to {noun}: leave it out")
 
     def read_prompt(self) -> str | None:
-        """The prompt, from wherever it is.
+        """Return the prompt, from the option or its file.
 
         Raises:
-            UserError: its file cannot be read, or is empty.
+            UserError: the file cannot be read, or is empty.
         """
         if self.prompt_file is None:
             return self.prompt
@@ -108,5 +108,5 @@ the work. The key is read from OPENAI_API_KEY."""
 
 
 def flag(name: str) -> str:
-    """A setting as it is written on the command line."""
+    """Return the name of a setting on the command line."""
     return f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""Which captioners there are: `--model` → the captioner, opened. The one place that knows the kinds."""
+"""The kinds of captioners: opens the captioner for `--model`. This is the only place that distinguishes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = {
     "hf": "captionlib.captioners.hub.kind",
     "openai": "captionlib.captioners.openai_server",
 }
-"""What `--model` begins with, before a colon, and the module of that kind. To add one, write a module with a `KIND`."""
+"""Prefix of `--model` before a colon, and the module of the kind. To add a kind, write a module with a `KIND`."""
 CHECKPOINT = "captionlib.captioners.checkpoint"
 """The kind of every other model."""
 NO_OPTIONS = CaptionerOptions()
@@ -28,34 +28,36 @@ class Kind:
     """One kind of captioner."""
 
     noun: str
-    """What a model of it is called in a sentence, such as `a checkpoint of this project`."""
+    """Description of its models in messages, such as `a checkpoint of this project`."""
     honours: frozenset[str]
-    """The settings of `CaptionerOptions` that mean something to it."""
+    """Settings of `CaptionerOptions` that it supports."""
     default_search: Callable[[str, CaptionerOptions], SearchConfig]
-    """The search that a model asks for. Never fails: what is wrong with the model is said when it is opened."""
+    """Returns the default search of a model. It never fails; mistakes are reported when the model is opened."""
     open: Callable[[str, SearchConfig, CaptionerOptions], OpenCaptioner]
-    """Look at a model without its weights. Raises UserError where it is not to be had, or cannot do what is asked."""
+    """Examines a model without its weights. Raises UserError if it is not available or does not support the
+    settings."""
 
 
 def default_search(model: str, options: CaptionerOptions = NO_OPTIONS) -> SearchConfig:
-    """The search that a model asks for.
+    """Return the default search of a model.
 
     Args:
-        model: as `open_captioner` takes it.
+        model: as for `open_captioner`.
     """
     kind, name = _find(model)
     return kind.default_search(name, options)
 
 
 def open_captioner(model: str, search: SearchConfig, options: CaptionerOptions = NO_OPTIONS) -> OpenCaptioner:
-    """Look at a model, without its weights.
+    """Examine a model without its weights.
 
     Args:
-        model: `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`, a model in the Hugging Face hub's form; `openai:NAME`,
-            one that a server has; or a checkpoint of this project: a folder, a URL, or `default`.
+        model: `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER` for a model of the Hugging Face hub; `openai:NAME` for a
+            model on
+            servers; otherwise a checkpoint of this project: a folder, a URL, or `default`.
 
     Raises:
-        UserError: it is not to be had, or cannot do what is asked; the message says what to do.
+        UserError: the model is not available, or does not support the settings; the message states what to do.
         ModuleNotFoundError: a package is not installed; the message names the extra.
     """
     kind, name = _find(model)
@@ -66,19 +68,19 @@ def open_captioner(model: str, search: SearchConfig, options: CaptionerOptions =
 
 
 def refuse(search: SearchConfig, noun: str, **why: str) -> None:
-    """Refuse what a captioner cannot do in its search.
+    """Reject search settings that a captioner does not support.
 
     Args:
-        why: for settings of `SearchConfig` that it lacks, what is to be said about each.
+        why: reason for each unsupported setting of `SearchConfig`.
 
     Raises:
-        UserError: one of them is not as in a plain search.
+        UserError: one of them differs from its default.
     """
     plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
     search = search.effective()
     for name, reason in why.items():
         if getattr(search, name) != plain[name]:
-            raise UserError(f"--search.{name.replace('_', '-')} is not to be had with {noun}: {reason}")
+            raise UserError(f"--search.{name.replace('_', '-')} is not supported by {noun}: {reason}")
 
 
 def _find(model: str) -> tuple[Kind, str]:

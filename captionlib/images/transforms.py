@@ -1,8 +1,8 @@
-"""Bytes of an image file → the pixels that a captioner asks for: what decoding tasks do for a model that is elsewhere.
+"""Transforms: convert the bytes of an image file to the pixels that a captioner needs.
 
-Each captioner names its transform; the transform travels to the decoding tasks, and the pixels to the model.
+The transform of a captioner is sent to the decoding tasks, and their pixels to the model.
 
-Shapes: S side of a square, H and W of a picture whose size is its own.
+Shapes: S side of a square, H and W of an image of any size.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from captionlib.images.pixels import to_pixels
 
 
 class ImageTransform(Protocol):
-    """Decodes an image file and scales it."""
+    """Decodes and scales an image file."""
 
     @property
     def side(self) -> int | None:
-        """S, where each picture becomes a square of this side in pixels; None where their sizes differ."""
+        """S, if each image becomes a square of this side in pixels; None if sizes differ."""
 
     @property
     def largest_bytes(self) -> int:
-        """Memory that the pixels of one picture take at most."""
+        """Largest size of the pixels of one image in bytes."""
 
     def __call__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedPixels:
-        """The whole file → pixels HWC uint8 in [0, 255].
+        """Convert a whole file to pixels HWC uint8 in [0, 255].
 
         Args:
-            max_pixels: as `captionlib.images.decode.decode_image`.
+            max_pixels: as for `captionlib.images.decode.decode_image`.
 
         Raises:
-            captionlib.images.ImageDecodeError: the bytes are no picture that can be read.
+            captionlib.images.ImageDecodeError: the bytes cannot be decoded.
         """
 
 
 @dataclass(frozen=True)
 class EncoderSquare:
-    """The square of a checkpoint of this project. A large JPEG file is reduced while it is decoded."""
+    """The square of a checkpoint of this project. A large JPEG file is reduced during decoding."""
 
     preprocessing: Preprocessing
 
@@ -65,19 +65,19 @@ class EncoderSquare:
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeAndCrop:
-    """The square that Hugging Face's image processors make: antialiased resize in torchvision, then a centre crop.
+    """The square of Hugging Face's image processors: antialiased resize by torchvision, then a centre crop.
 
-    The file is decoded at full size, so that the pixels are those of the processor.
+    The file is decoded at full size, so that the pixels equal those of the processor.
     """
 
     side: int
     """S in pixels, after the crop."""
     height: int | None
-    """Of the resize, in pixels; None to scale the shorter side to `width` and keep the proportions."""
+    """Height of the resized image in pixels; None to scale the shorter side to `width` and keep the proportions."""
     width: int
-    """Of the resize, in pixels."""
+    """Width of the resized image in pixels."""
     interpolation: str
-    """Such as "bicubic": one of torchvision's `InterpolationMode`."""
+    """Name of one of torchvision's `InterpolationMode`, such as "bicubic"."""
 
     @property
     def largest_bytes(self) -> int:
@@ -114,14 +114,14 @@ class ResizeAndCrop:
 
 @dataclass(frozen=True)
 class MaxSide:
-    """The picture in its own proportions, for a model that takes any resolution."""
+    """The image in its own proportions, for models of any resolution."""
 
     max_side: int
-    """The longer side is at most this many pixels; smaller pictures stay as they are."""
+    """Largest length of the longer side in pixels; smaller images are not changed."""
 
     @property
     def side(self) -> None:
-        """Sizes differ."""
+        """None: sizes differ."""
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""Metrics of probabilities that are held against what happened: ranking, calibration, a reliability diagram as rows.
+"""Metrics of predicted probabilities: ranking, calibration error, and a reliability diagram as rows.
 
 M predictions.
 """

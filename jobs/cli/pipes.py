@@ -1,4 +1,4 @@
-"""Output into a pipe whose reader has gone, such as `… | head`."""
+"""Handles pipes whose reader has exited, such as `… | head`."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def _key(path: str, how: Match) -> str:
 
 def _same_name(side: str, one: str, other: str) -> str:
     if one == other:
-        return f"{other!r} is there twice among the {side}: leave one of them out"
+        return f"{other!r} occurs twice among the {side}: remove one of them"
     return f"{one!r} and {other!r} are both among the {side}: compare whole paths with --match path"
 
 

@@ -1,4 +1,4 @@
-"""Exports with the images themselves, as programs for training take them."""
+"""Exports that contain the images, for training programs."""
 
 from __future__ import annotations
 

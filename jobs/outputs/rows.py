@@ -1,4 +1,4 @@
-"""All rows of an output one after the other, as exports read them."""
+"""Iterates over all rows of an output, for exports."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ class Rows:
 
 
 def json_default(value: Any) -> str:
-    """Convert what JSON does not have: dates to ISO 8601, bytes to hexadecimal digits."""
+    """Convert values that JSON does not support: dates to ISO 8601, bytes to hexadecimal digits."""
     to_text: Callable[[], str] | None = getattr(value, "isoformat", getattr(value, "hex", None))
     return to_text() if to_text is not None else str(value)

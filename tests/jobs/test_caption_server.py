@@ -159,8 +159,8 @@ def test_a_server_that_refuses_the_caller_ends_the_job(
         (["--endpoint", "host:8000"], "is no URL such as http://host:8000/v1"),
         (["--endpoint", "http://:key@host:8000/v1"], "put it into OPENAI_API_KEY"),
         (["--endpoint", "http://host/v1", "--dtype", "float16"], "--dtype means nothing to a model behind a server"),
-        (["--endpoint", "http://host/v1", "--search.method", "beam"], "--search.method beam is not to be had"),
-        (["--endpoint", "http://host/v1", "--search.top-k", "5"], "--search.top-k is not to be had"),
+        (["--endpoint", "http://host/v1", "--search.method", "beam"], "--search.method beam is not supported"),
+        (["--endpoint", "http://host/v1", "--search.top-k", "5"], "--search.top-k is not supported"),
         (["--endpoint", "http://host/v1", "--prompt-file", "nowhere.txt"], "the prompt file nowhere.txt cannot be"),
     ],
 )

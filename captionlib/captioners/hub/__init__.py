@@ -1,5 +1,5 @@
-"""Models in the form of the Hugging Face hub, run by transformers.
+"""Models in the format of the Hugging Face hub, run by transformers.
 
-`source` finds a model's files, `families` know how each architecture is asked, `pixels` what its processor does to an
-image, `generation` what a search means to transformers, `loaded` puts them together, `kind` is what the zoo sees.
+`source` finds the files of a model, `families` define how each architecture is prompted, `pixels` reproduces its image
+processor, `generation` maps search settings to `generate`, `loaded` combines them, and `kind` is the row of the zoo.
 """

@@ -1,7 +1,7 @@
-"""A search, as this project means it → transformers' `generate`, and what it finds.
+"""Maps this project's search settings to transformers' `generate`, and returns captions with log-probabilities.
 
-Shapes: B images, K captions per image, R = B * K rows (those of an image side by side), V tokens of the vocabulary,
-L tokens so far.
+Shapes: B images, K captions per image, R = B * K rows (those of an image adjacent), V tokens of the vocabulary, L
+tokens so far.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from captionlib.search.sampling import image_stream, truncate
 
 @dataclass(frozen=True)
 class Generated:
-    """One caption as `generate` leaves it."""
+    """One caption returned by `generate`."""
 
     tokens: list[int]
-    """New ones, without the end."""
+    """New tokens without the end."""
     log_prob: float
-    """Sum of the log-probabilities of these and the end, natural log, of the distribution that was chosen from: after
-    the rules about repetition and length, before temperature, top-k and top-p."""
+    """Sum of the log-probabilities of these tokens and the end, natural logarithm, under the distribution after the
+    rules for repetition and length and before temperature, top-k and top-p."""
     finished: bool
-    """Whether the model ended it."""
+    """Whether the model ended the caption."""
 
 
 @torch.inference_mode()
@@ -41,15 +41,17 @@ def generate(
     end_tokens: set[int],
     repetition_penalty: float | None = None,
 ) -> list[list[Generated]]:
-    """Find captions for a batch.
+    """Generate captions for a batch.
 
     Args:
-        model: of transformers; what its generation settings say about anything that is no setting here holds.
-        inputs: as `generate` of the model takes them, for B images, on its device.
-        image_ids: B ids, what samples are keyed by with `search.seed`: an image's samples are the same in any batch.
+        model: a model of transformers. Its generation settings apply to everything that is not a setting here.
+        inputs: arguments of its `generate` for B images, on its device.
+        image_ids: B ids, keys of the random numbers together with `search.seed`. Samples of an image do not depend
+            on the
+            batch.
 
     Returns:
-        Per image its captions, best first.
+        The captions of each image, best first.
     """
     settings: dict[str, Any] = {
         "max_new_tokens": search.max_tokens,
@@ -96,18 +98,19 @@ def generate(
 
 
 def _until_end(tokens: list[int], end_tokens: set[int]) -> tuple[list[int], bool]:
-    """What stands before the first end token, and whether there is one."""
+    """Return the tokens before the first end token, and whether there is one."""
     place = next((i for i, token in enumerate(tokens) if token in end_tokens), None)
     return (tokens, False) if place is None else (tokens[:place], True)
 
 
 class _Trace:
-    """Sees each step's scores, changes nothing: where new tokens begin, and what each of them had as log-probability.
+    """Records the scores of each step without changing them: the log-probability of each new token.
 
-    Only the last step's scores are kept, (R, V), as those of a whole caption are gigabytes with a large vocabulary.
+    Only the scores of the last step are kept, (R, V), because those of a whole caption need gigabytes with a large
+    vocabulary.
 
     Args:
-        keep: whether log-probabilities are wanted. In a beam, rows change places, and transformers adds up itself.
+        keep: whether log-probabilities are needed. In a beam, rows change places, and transformers adds them up itself.
     """
 
     def __init__(self, *, keep: bool) -> None:
@@ -117,7 +120,7 @@ class _Trace:
         self._chosen: list[Tensor] = []  # (R,) each
 
     def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
-        """Tokens (R, L) and their next token's scores (R, V), which come back as they are."""
+        """Take tokens (R, L) and the scores of the next token (R, V), and return the scores unchanged."""
         if not self.start:
             self.start = tokens.shape[1]
         if self.keep:
@@ -126,7 +129,7 @@ class _Trace:
         return scores
 
     def log_probs(self, tokens: Tensor, lengths: Sequence[int]) -> list[float]:
-        """Of rows of finished tokens (R, L), the sums over the first of the new ones, as many as `lengths` say."""
+        """Return, for rows of finished tokens (R, L), the sums over the first `lengths` new tokens."""
         self._take(tokens[:, -1])
         each = torch.stack(self._chosen, dim=1).tolist()  # (R, new)
         return [sum(row[:length]) for row, length in zip(each, lengths, strict=True)]
@@ -138,7 +141,7 @@ class _Trace:
 
 
 class _Sampler:
-    """Draws each row's token from the image's own random numbers, as `captionlib.search.sampling` does."""
+    """Draws the token of each row from the image's own random numbers, as `captionlib.search.sampling` does."""
 
     def __init__(self, search: SearchConfig, image_ids: Sequence[int], trace: _Trace) -> None:
         self.search, self.trace = search, trace
@@ -147,7 +150,7 @@ class _Sampler:
         self._uniform = torch.from_numpy(streams).flatten(0, 1)  # (R, max_tokens) float64 in [0, 1)
 
     def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
-        """Scores (R, V) → 0 for the token that is drawn, -inf for all others."""
+        """Set the score of the drawn token to 0 and all other scores (R, V) to -inf."""
         search = self.search
         chances = truncate(scores.float() / search.temperature, search.top_k, search.top_p)
         cumulative = chances.cumsum(dim=-1, dtype=torch.float64)

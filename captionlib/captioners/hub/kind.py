@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, as the zoo sees them: looked at without their weights, then loaded elsewhere."""
+"""The row of the zoo for models of the Hugging Face hub: examined without their weights, and loaded elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNKNOWN_GIB = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class OpenHubModel:
-    """A model that was looked at. See `captionlib.captioners.base.OpenCaptioner`."""
+    """A model before its weights are loaded. See `captionlib.captioners.base.OpenCaptioner`."""
 
     source: ModelSource
     search: SearchConfig
@@ -38,7 +38,7 @@ class OpenHubModel:
 
     @property
     def name(self) -> str:
-        """Such as `hf:Salesforce/blip-image-captioning-base@82a37760796d`."""
+        """Name with the commit, such as `hf:Salesforce/blip-image-captioning-base@82a37760796d`."""
         return str(self.source)
 
     @property
@@ -48,7 +48,7 @@ class OpenHubModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Prompts and what else decides the captions."""
+        """Prompts and everything else that determines the captions."""
         named = ("system_prompt", "repetition_penalty", "dtype", "quantization", "first_sentence")
         values: dict[str, Any] = {"prompt": self.prompt} | {name: getattr(self.options, name) for name in named}
         if isinstance(self.transform, MaxSide):
@@ -64,16 +64,16 @@ class OpenHubModel:
 
     @property
     def has_confidence(self) -> bool:
-        """Nobody has calibrated it."""
+        """False: these models are not calibrated."""
         return False
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """What runs it."""
+        """The packages that run the model."""
         return ("transformers", "accelerate", "torchvision")
 
     def load(self, *, batch_size: int | None, num_threads: int) -> HubModel:
-        """Fetch the weights, if this machine has none yet, and load them."""
+        """Download the weights if this machine does not have them, and load them."""
         from captionlib.captioners.hub.loaded import HubModel
 
         folder = self.source.all_files()
@@ -90,7 +90,7 @@ class OpenHubModel:
 
 
 def _default_search(name: str, options: CaptionerOptions) -> SearchConfig:
-    """Greedy, or the beam that the model's own generation settings ask for."""
+    """Return greedy search, or the beam width of the model's own generation settings."""
     try:
         source = sources.find(name, options.revision, hash_files=False)
         folder = source.small_files()
@@ -138,7 +138,7 @@ def _open(name: str, search: SearchConfig, options: CaptionerOptions) -> OpenHub
 
 
 def _family(source: ModelSource, folder: Path, options: CaptionerOptions) -> Family:
-    """How such a model is asked. Raises UserError where that is not known, or the model's own code is needed."""
+    """Return the family of a model. Raises UserError if it is unknown, or if the model needs its own code."""
     from transformers import CONFIG_MAPPING
 
     from captionlib.captioners.hub.families import FAMILIES, family_of
@@ -165,7 +165,7 @@ def _family(source: ModelSource, folder: Path, options: CaptionerOptions) -> Fam
 
 
 def _transform(source: ModelSource, folder: Path, family: Family, options: CaptionerOptions) -> ImageTransform:
-    """What decoding is to make of images: the processor's squares where it makes such, else RGB of a bounded size."""
+    """Return the transform: the squares of the processor if it makes squares, otherwise RGB of a limited size."""
     from captionlib.captioners.hub.loaded import quieten_transformers
     from captionlib.captioners.hub.pixels import take_apart
 
@@ -186,7 +186,7 @@ def _transform(source: ModelSource, folder: Path, family: Family, options: Capti
 
 
 def _memory_gib(source: ModelSource, folder: Path, options: CaptionerOptions) -> float:
-    """What a copy takes on a CPU: the weights in float32 or as asked, and half as much again for its work."""
+    """Estimate the memory of a copy on a CPU: the weights in their type, and half as much for activations."""
     if source.weights_bytes is None:
         return _UNKNOWN_GIB
     config = sources.read_json(folder, sources.CONFIG)

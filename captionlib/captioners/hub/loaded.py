@@ -1,4 +1,4 @@
-"""A model of transformers with its weights: pixels → captions, in batches that fit the device.
+"""A model of transformers with its weights: captions pixels in batches that fit the device.
 
 Shapes: B images of a batch, S side of the square input.
 """
@@ -27,18 +27,18 @@ from captionlib.errors import UserError
 
 logger = logging.getLogger(__name__)
 _MISSING_SHARE = 0.01
-"""Of the parameters that a checkpoint may lack: some lack a pooling layer that captions do not go through."""
+"""Share of the parameters that a checkpoint may lack: some lack a pooling layer that captions do not need."""
 
 
 class HubModel:
-    """See `captionlib.captioners.base.LoadedCaptioner`.
+    """A loaded model. See `captionlib.captioners.base.LoadedCaptioner`.
 
     Args:
-        folder: the model's files.
-        squares: whether images come as the squares of the model's processor, or in sizes of their own.
+        folder: files of the model.
+        squares: whether images are squares of the model's processor, or have different sizes.
 
     Raises:
-        UserError: the model cannot be loaded; the message says what to do.
+        UserError: the model cannot be loaded; the message states what to do.
     """
 
     overlaps = False
@@ -68,7 +68,7 @@ class HubModel:
         self._text = self._text_inputs() if squares else {}
 
     def caption_images(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
-        """See `captionlib.captioners.base.LoadedCaptioner`. Out of memory, the batch size is halved, and stays so."""
+        """Caption images in batches. If memory runs out, the batch size is halved permanently."""
         answers: list[Answer] = []
         while len(answers) < len(images):
             batch = slice(len(answers), len(answers) + self.batch_size)
@@ -88,7 +88,7 @@ class HubModel:
         return answers
 
     def _one_by_one(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
-        """A batch that failed: those of its images that fail by themselves are at fault, the others are not."""
+        """Repeat a failed batch image by image, so that only images that fail alone are at fault."""
         answers: list[Answer] = []
         for place, image_id in enumerate(image_ids):
             try:
@@ -104,7 +104,7 @@ class HubModel:
         return answers
 
     def _caption(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
-        """One batch."""
+        """Caption one batch."""
         found = generate(
             self.model,
             self._inputs(images),
@@ -124,7 +124,7 @@ class HubModel:
         return Caption(text, caption.log_prob, len(caption.tokens), "end" if caption.finished else "length")
 
     def _inputs(self, images: np.ndarray | Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """What `generate` takes for a batch, on the device."""
+        """Return the inputs of `generate` for a batch, on the device."""
         if self._halves is None:
             pictures = [Image.fromarray(image) for image in images]
             inputs = self.family.encode(self.processor, pictures, self.prompt, self.options.system_prompt)
@@ -134,7 +134,7 @@ class HubModel:
         return inputs | {"pixel_values": self._to_device(self._halves.normalize(pixels))}
 
     def _text_inputs(self) -> Mapping[str, Tensor]:
-        """The inputs beside pixel values, (1, ...) each: squares are all alike, so that these are, too."""
+        """Return the inputs other than pixel values, (1, ...) each. They are the same for all squares."""
         assert self._halves is not None
         blank = Image.new("RGB", (self._halves.transform.side,) * 2)
         inputs = self.family.encode(self.processor, [blank], self.prompt, self.options.system_prompt)
@@ -149,10 +149,10 @@ class HubModel:
 
 
 def load_model(folder: Path, family: Family, options: CaptionerOptions, device: torch.device) -> Any:
-    """The model in evaluation mode, on the device.
+    """Load the model in evaluation mode on the device.
 
     Raises:
-        UserError: it cannot be loaded; the message says what to do.
+        UserError: it cannot be loaded; the message states what to do.
     """
     dtype = options.dtype
     if dtype == "auto" and device.type == "cpu":
@@ -178,7 +178,7 @@ def load_model(folder: Path, family: Family, options: CaptionerOptions, device: 
 
 
 def quieten_transformers() -> None:
-    """Without its advice and its bars, which would come once per actor."""
+    """Switch off transformers' advice and progress bars, which every actor would print."""
     from transformers.utils import logging as its_logging
 
     its_logging.set_verbosity_error()
@@ -200,5 +200,5 @@ def _quantization(kind: str, device: torch.device) -> Any:
 
 
 def _is_broken_device(error: Exception) -> bool:
-    """Whether CUDA itself failed, after which nothing works in this process any more."""
+    """Whether CUDA itself failed, after which nothing works in this process."""
     return "CUDA error" in str(error)

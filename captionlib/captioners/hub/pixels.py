@@ -1,5 +1,4 @@
-"""What a model's image processor does to an image, taken apart: a resize where images are decoded, and normalisation
-where the model is.
+"""Splits the image processor of a model: the resize runs where images are decoded, the normalisation on the device.
 
 Shapes: B images, S side of the square.
 """
@@ -16,7 +15,7 @@ from torch import Tensor
 from captionlib.images.transforms import ResizeAndCrop
 
 TOLERANCE = 1e-4
-"""Largest difference to the processor's pixel values, which are about -2 to 2; one grey level is 0.015."""
+"""Largest difference from the processor's pixel values, which are about -2 to 2; one grey level is 0.015."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +24,20 @@ class SquareProcessor:
 
     transform: ResizeAndCrop
     mean: tuple[float, ...]
-    """Of values in [0, 255], for red, green and blue."""
+    """Mean of red, green and blue for values in [0, 255]."""
     std: tuple[float, ...]
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, S, S, 3) in [0, 255], on any device → float32 (B, 3, S, S) on the same device."""
+        """Normalise uint8 (B, S, S, 3) in [0, 255], on any device → float32 (B, 3, S, S) on the same device."""
         values = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)  # (B, 3, S, S)
         mean, std = (torch.tensor(given, device=pixels.device).view(1, -1, 1, 1) for given in (self.mean, self.std))
         return values.sub_(mean).div_(std)
 
 
 def take_apart(image_processor: Any) -> SquareProcessor | None:
-    """The two halves of an image processor of transformers; None if it is not of this kind.
+    """Split an image processor of transformers; return None if it does not make squares.
 
-    Whether it is, is not believed but tried: the halves must give the processor's own values for two images.
+    The split is verified: the two halves must give the processor's own values for two images.
     """
     halves = _read(image_processor)
     if halves is None:
@@ -60,7 +59,7 @@ def take_apart(image_processor: Any) -> SquareProcessor | None:
 
 
 def _read(image_processor: Any) -> SquareProcessor | None:
-    """The settings of a processor, where it has those that make squares."""
+    """Read the settings of a processor that makes squares; None for others."""
 
     def setting(name: str, default: Any = None) -> Any:
         return getattr(image_processor, name, default)
@@ -91,7 +90,7 @@ def _read(image_processor: Any) -> SquareProcessor | None:
 
 
 def _sides(size: Any) -> tuple[int | None, int] | None:
-    """Height and width, or None and the shorter side, of one of transformers' sizes."""
+    """Convert one of transformers' sizes to height and width, or to None and the shorter side."""
     if size is None:
         return None
     given = {name: size.get(name) for name in ("height", "width", "shortest_edge", "longest_edge")}

@@ -1,7 +1,7 @@
-"""Where a model's files are: the Hugging Face hub, its cache on this machine, or a folder.
+"""Finds the files of a model: on the Hugging Face hub, in its cache on this machine, or in a folder.
 
-Each machine fetches a model once: the hub's cache (HF_HOME) has a lock for each file, and all actors of a machine share
-it. Tokens come from where the hub's own tools look for them (HF_TOKEN, `hf auth login`), and are written down nowhere.
+Each machine downloads a model once: the cache of the hub (HF_HOME) locks each file, and all actors of a machine share
+it. Tokens are read where the tools of the hub look for them (HF_TOKEN, `hf auth login`) and are never stored.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ _INSTALL = "pip install 'captionlib[hub]'"
 
 
 class ModelNotFound(UserError):
-    """A model's files are not to be had; the message says why, and what to do."""
+    """The files of a model are not available. The message states the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model, wherever its files are. Can be pickled."""
+    """The location of a model. It can be pickled."""
 
     name: str
-    """NAME on the hub, or the whole path of a folder."""
+    """NAME on the hub, or the absolute path of a folder."""
     commit: str | None
-    """On the hub; None for a folder."""
+    """Commit on the hub; None for a folder."""
     fingerprint: str
-    """The commit, or 16 hexadecimal digits over the folder's files."""
+    """The commit, or 16 hexadecimal digits that identify the files of the folder."""
     weights_bytes: int | None
-    """Of all weights; None where it cannot be known without fetching them."""
+    """Size of all weights in bytes; None if it is unknown before the download."""
 
     def __str__(self) -> str:
         return f"hf:{self.name}@{self.commit[:12]}" if self.commit else f"hf:{self.name}"
 
     def small_files(self) -> Path:
-        """The folder with all but the weights, on this machine.
+        """Return the folder with all files except the weights, on this machine.
 
         Raises:
-            ModelNotFound: they are not there any more.
+            ModelNotFound: they no longer exist.
         """
         if self.commit is None:
             return Path(self.name)
         return _fetch(self.name, self.commit, _SMALL_FILES)
 
     def all_files(self) -> Path:
-        """The folder with the weights too, on this machine; fetched if need be.
+        """Return the folder with all files, on this machine, after downloading missing ones.
 
         Raises:
-            ModelNotFound: they cannot be fetched, or this machine does not see the folder.
+            ModelNotFound: they cannot be downloaded, or this machine does not see the folder.
         """
         if self.commit is None:
             if not os.path.isdir(self.name):
@@ -75,15 +75,15 @@ class ModelSource:
 
 
 def find(text: str, revision: str | None, *, hash_files: bool = True) -> ModelSource:
-    """Look for a model, without fetching its weights.
+    """Find a model without downloading its weights.
 
     Args:
         text: NAME, NAME@REVISION, or a folder.
-        revision: branch, tag or commit; None for that of `text`, or the hub's main branch.
-        hash_files: whether the fingerprint of a folder is wanted; without it, it is empty.
+        revision: branch, tag or commit; None for that of `text`, or the main branch.
+        hash_files: whether to compute the fingerprint of a folder; without it, the fingerprint is empty.
 
     Raises:
-        ModelNotFound: there is none; the message says what to do.
+        ModelNotFound: there is no such model; the message states what to do.
         ModuleNotFoundError: an extra is not installed.
     """
     check_installed()
@@ -103,7 +103,7 @@ def find(text: str, revision: str | None, *, hash_files: bool = True) -> ModelSo
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """One of a model's settings files; empty where there is none or it cannot be read."""
+    """Read a settings file of the model; empty if it is missing or damaged."""
     try:
         stored = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,10 +112,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def check_installed() -> None:
-    """Whether what `captionlib[hub]` brings is there.
+    """Check that the packages of `captionlib[hub]` are installed.
 
     Raises:
-        ModuleNotFoundError: it is not; the message names the extra.
+        ModuleNotFoundError: they are not; the message names the extra.
     """
     for package in ("transformers", "accelerate", "huggingface_hub"):
         try:
@@ -145,7 +145,7 @@ def _in_folder(folder: Path, text: str, revision: str | None, *, hash_files: boo
 
 
 def _digest(files: list[Path]) -> str:
-    """16 hexadecimal digits over names and contents."""
+    """Return 16 hexadecimal digits that identify names and contents."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode())
@@ -180,10 +180,10 @@ def _on_hub(name: str, revision: str | None) -> ModelSource:
 
 
 def _fetch(name: str, revision: str | None, patterns: tuple[str, ...], reason: Exception | None = None) -> Path:
-    """Files of a model in the hub's cache.
+    """Download files of a model to the cache of the hub.
 
     Args:
-        reason: why the hub cannot be asked: only the cache is looked into.
+        reason: why the hub cannot be used; then only the cache is searched.
     """
     from huggingface_hub import snapshot_download
 
@@ -206,7 +206,7 @@ def _fetch(name: str, revision: str | None, patterns: tuple[str, ...], reason: E
 
 
 def _explain(error: Exception, name: str, revision: str | None) -> ModelNotFound:
-    """Why a model is not to be had, and what to do."""
+    """Describe why a model is not available, and what to do."""
     from huggingface_hub import constants
     from huggingface_hub.utils import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -241,7 +241,7 @@ def _short(error: Exception) -> str:
 
 
 def _quiet() -> None:
-    """Without bars for each file: several actors would draw over each other."""
+    """Switch off progress bars, which several actors would draw over each other."""
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()

@@ -222,7 +222,7 @@ def test_clean_text(text: str, first: str) -> None:
     ("name", "search", "options", "says"),
     [
         ("blip", {"method": "beam", "beam_width": 4, "diversity_groups": 2}, {}, "--search.diversity-groups is not"),
-        ("blip", {"allow_unk": True}, {}, "--search.allow-unk is not to be had with a model of the Hugging Face hub"),
+        ("blip", {"allow_unk": True}, {}, "--search.allow-unk is not supported by a model of the Hugging Face hub"),
         ("blip", {}, {"max_side": 500}, "looks at squares of 48 pixels, whatever an image has: leave out --max-side"),
         ("blip", {}, {"engine": "int8"}, "--engine means nothing to a model of the Hugging Face hub"),
         ("blip", {}, {"endpoint": ("http://host",)}, "--endpoint means nothing to a model of the Hugging Face hub"),

@@ -1,6 +1,6 @@
-"""How models of each architecture are asked for captions: `model_type` in config.json → the family.
+"""The families of models, by the `model_type` in config.json: how each architecture is prompted for captions.
 
-To add one, write its module with a `FAMILY`, give it a row, and add it to the tests' tiny models.
+To add a family, write its module with a `FAMILY`, add a row, and add it to the tiny models of the tests.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ FAMILIES = {
     "florence2": "florence2",
     "kosmos-2": "kosmos2",
 }
-"""Their modules. Every other model is asked as a chat model, if it has a chat template."""
+"""Module of each family. Every other model is prompted as a chat model if it has a chat template."""
 
 
 def family_of(model_type: str, *, has_chat_template: bool) -> Family | None:
-    """The family of an architecture; None where nothing says how such a model is asked."""
+    """Return the family of an architecture; None if it is unknown."""
     module = FAMILIES.get(model_type, "chat" if has_chat_template else None)
     if module is None:
         return None

@@ -1,4 +1,4 @@
-"""BLIP (Li et al. 2022), such as Salesforce/blip-image-captioning-base. A prompt is the caption's beginning."""
+"""BLIP (Li et al. 2022), such as Salesforce/blip-image-captioning-base. The prompt is the beginning of the caption."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from captionlib.captioners.hub.families.base import Family
 
 
 class Blip(Family):
-    """Captions end in BERT's separator, which only the text decoder's settings say."""
+    """Captions end with BERT's separator, which only the settings of the text decoder state."""
 
     noun = "BLIP"
 
     def end_tokens(self, model: Any) -> set[int]:
-        """`[SEP]`."""
+        """Return the id of `[SEP]`."""
         return {model.config.text_config.sep_token_id}
 
 

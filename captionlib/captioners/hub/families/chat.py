@@ -1,6 +1,6 @@
-"""Chat models that see images, such as SmolVLM, Qwen2.5-VL, Qwen3-VL, LLaVA and InternVL: asked by their template.
+"""Chat models with images, such as SmolVLM, Qwen2.5-VL, Qwen3-VL, LLaVA and InternVL, prompted by their chat template.
 
-Shapes: B images, L tokens of the longest prompt: an image of more pixels may take more tokens.
+Shapes: B images, L tokens of the longest prompt; larger images may need more tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Chat(Family):
-    """One turn: perhaps a system prompt, then the image and the prompt."""
+    """One turn: an optional system prompt, then the image and the prompt."""
 
     noun = "a chat model"
     default_prompt = DEFAULT_PROMPT
@@ -30,7 +30,9 @@ class Chat(Family):
     def encode(
         self, processor: Any, images: Sequence[Image], prompt: str | None, system_prompt: str | None
     ) -> dict[str, Tensor]:
-        """Whatever the processor makes, with tokens (B, L) padded on the left: an answer follows its prompt."""
+        """Return the output of the processor, with tokens (B, L) padded on the left, because the answer follows the
+        prompt.
+        """
         turns: list[dict[str, Any]] = []
         if system_prompt is not None:
             turns.append({"role": "system", "content": [{"type": "text", "text": system_prompt}]})

@@ -1,4 +1,4 @@
-"""GIT (Wang et al. 2022), such as microsoft/git-base-coco. A prompt is the caption's beginning."""
+"""GIT (Wang et al. 2022), such as microsoft/git-base-coco. The prompt is the beginning of the caption."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Git(Family):
-    """The decoder goes on where the prompt stops, so that this must not end in a separator."""
+    """The decoder continues the prompt, which therefore must not end with a separator."""
 
     noun = "GIT"
 
     def encode(
         self, processor: Any, images: Sequence[Image], prompt: str | None, system_prompt: str | None
     ) -> dict[str, Tensor]:
-        """Pixel values, and `[CLS]` with the prompt (B, L) where there is one."""
+        """Return pixel values and, if there is a prompt, `[CLS]` with the prompt (B, L)."""
         inputs = dict(processor(images=list(images), return_tensors="pt"))
         if prompt is not None:
             tokenizer = processor.tokenizer

@@ -1,4 +1,4 @@
-"""Kosmos-2 (Peng et al. 2023), such as microsoft/kosmos-2-patch14-224. A prompt is the caption's beginning."""
+"""Kosmos-2 (Peng et al. 2023), such as microsoft/kosmos-2-patch14-224. The prompt is the beginning of the caption."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ _TAGS = re.compile(r"</?(?:grounding|phrase|object|doc|chunk|line|image|delimite
 
 
 class Kosmos2(Family):
-    """Phrases may come in tags with places behind them: the words stay, tags and places go."""
+    """Phrases may be marked by tags that are followed by locations. The words are kept; tags and locations are
+    removed.
+    """
 
     noun = "Kosmos-2"
     default_prompt = "An image of"

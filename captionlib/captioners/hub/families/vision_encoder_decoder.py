@@ -1,4 +1,4 @@
-"""An image encoder and a text decoder put together, such as nlpconnect/vit-gpt2-image-captioning."""
+"""Combinations of an image encoder and a text decoder, such as nlpconnect/vit-gpt2-image-captioning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class VisionEncoderDecoder(Family):
-    """transformers has neither a processor for these nor the model among its others for images and text."""
+    """transformers has no processor for these models, and does not list them as models for images and text."""
 
     noun = "a vision-encoder-decoder model"
     takes_prompt = False
@@ -28,7 +28,7 @@ class VisionEncoderDecoder(Family):
         return VisionEncoderDecoderModel.from_pretrained(folder, output_loading_info=True, **settings)
 
     def load_processor(self, folder: Path, **settings: Any) -> Any:
-        """Image processor and tokenizer side by side."""
+        """Return the image processor and the tokenizer as one object."""
         from transformers import AutoImageProcessor, AutoTokenizer
 
         return SimpleNamespace(
@@ -39,7 +39,7 @@ class VisionEncoderDecoder(Family):
     def encode(
         self, processor: Any, images: Sequence[Image], prompt: str | None, system_prompt: str | None
     ) -> dict[str, Tensor]:
-        """Pixel values alone."""
+        """Return pixel values only."""
         return dict(processor.image_processor(list(images), return_tensors="pt"))
 
 
