@@ -10,6 +10,7 @@ The rates, the bottleneck and the forecast are written to `benchmark/benchmark.j
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,9 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from captionlib.config import EngineKind, SearchConfig, to_dict
+from captionlib.captioners.options import CaptionerOptions
+from captionlib.captioners.options import flag as option_flag
+from captionlib.config import SearchConfig, to_dict
 from captionlib.errors import UserError
 from jobs.batch.settings import default_search_of
 from jobs.benchmarking.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
@@ -51,11 +54,10 @@ class BenchmarkSettings:
     price_per_hour: float | None = None
     """Forecast: price of one machine per hour, in any currency."""
     model: str = "default"
-    """Checkpoint: a folder or a URL."""
-    engine: EngineKind = "auto"
-    """How the encoder is run, as for jobs.caption."""
+    """The model, as for jobs.caption."""
+    captioner: Annotated[CaptionerOptions, OmitArgPrefixes] = field(default_factory=CaptionerOptions)
     batch_size: int | None = None
-    """Number of images per batch of the model. Default: 32, on a GPU 256."""
+    """Number of images per batch of the model. Default: as for jobs.caption."""
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
@@ -126,26 +128,33 @@ def benchmark(settings: BenchmarkSettings) -> int:
 
 def measure(settings: BenchmarkSettings) -> Measured:
     """Measure each step separately, then all steps in a loop, then the job."""
-    from captionlib.captioners.predictor import Predictor
+    import torch
+
+    from captionlib.captioners.checkpoint import LoadedCheckpoint
+    from captionlib.captioners.zoo import open_captioner
     from jobs.benchmarking import measure as steps
     from jobs.cluster.resources import num_cpus
 
     _say("listing")
     found = steps.sample_images((settings.input, *settings.also), settings.sample)
-    predictor = Predictor.from_checkpoint(settings.model, num_threads=num_cpus(), engine=settings.engine)
-    if predictor.engine is None:
-        raise UserError(f"the checkpoint {settings.model} has no encoder for images: give one that has")
-    on_gpu = predictor.device.type != "cpu"
+    opened = open_captioner(settings.model, settings.search, settings.captioner)
+    captioner = opened.load(batch_size=settings.batch_size, num_threads=num_cpus())
+    on_gpu = opened.needs.uses_gpu and torch.cuda.is_available()
     batch_size = settings.batch_size or (256 if on_gpu else 32)
     count = len(found.images)
     _say(f"fetching and decoding {count:,} images")
-    loaded = steps.load(found.images, predictor.preprocessing)
+    loaded = steps.load(found.images, opened.transform)
     _say("the model alone")
-    encoder, search = steps.model_seconds(predictor, loaded.pixels, settings.search, batch_size)
+    encoder, search, engine = math.inf, steps.captioner_seconds(captioner, loaded.pixels), opened.name
+    if isinstance(captioner, LoadedCheckpoint):  # the only kind whose two halves can be measured by themselves
+        predictor = captioner.predictor
+        assert predictor.engine is not None, "a checkpoint for images"
+        encoder, search = steps.model_seconds(predictor, loaded.pixels, opened.search, batch_size)
+        engine = predictor.engine.name
+        del predictor
     _say("all steps in a bare loop")
-    loop = steps.loop_seconds(predictor, found.images, settings.search, batch_size)
-    engine = predictor.engine.name
-    del predictor  # its memory, for the job's
+    loop = steps.loop_seconds(captioner, found.images, opened.transform, batch_size)
+    del captioner  # its memory, for the job's
     _say("the job, with Ray")
     job = _time_job(settings, found.images)
     good = len(loaded.pixels)
@@ -153,7 +162,7 @@ def measure(settings: BenchmarkSettings) -> Measured:
         listing=found.num_seen / found.seconds,
         fetch=count / loaded.fetch_seconds,
         decode=count / loaded.decode_seconds,
-        encoder=good / encoder,
+        encoder=None if math.isinf(encoder) else good / encoder,
         search=good / search,
         loop=count / loop,
         job=job.images_per_second,
@@ -165,8 +174,11 @@ def measure(settings: BenchmarkSettings) -> Measured:
 def _time_job(settings: BenchmarkSettings, images: Sequence[ImageRef]) -> JobTimes:
     from jobs.benchmarking.measure import time_job
 
-    flags = ["--no-report", "--model", settings.model, "--engine", settings.engine, "--max-error-share", "1"]
-    flags += ["--address", "local"]
+    flags = ["--no-report", "--model", settings.model, "--max-error-share", "1", "--address", "local"]
+    for name in settings.captioner.given():
+        value = getattr(settings.captioner, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            flags += [option_flag(name)] if one is True else [option_flag(name), str(one)]
     if settings.batch_size is not None:
         flags += ["--batch-size", str(settings.batch_size)]
     for name, value in to_dict(settings.search).items():
@@ -204,8 +216,11 @@ def _rows(measured: Measured) -> list[tuple[str, float | None, str]]:
         ("listing", rates.listing, seen),
         ("fetch", rates.fetch, f"{megabytes:,.0f} MB/s, {measured.bytes_per_image / 1e3:,.0f} kB an image"),
         ("decode", rates.decode, f"{len(found.images):,} images{failed}"),
-        ("encoder", rates.encoder, measured.engine),
-        ("search", rates.search, ""),
+        *(
+            [("model", rates.search, measured.engine)]
+            if rates.encoder is None
+            else [("encoder", rates.encoder, measured.engine), ("search", rates.search, "")]
+        ),
         ("bare loop", rates.loop, "all but the listing, in one process"),
         ("job", rates.job, job),
     ]

@@ -72,6 +72,7 @@ def quantize(settings: QuantizeSettings) -> int:
     from captionlib.checkpoints import CONFIG, add_int8_encoder, load_checkpoint, load_weights, resolve_checkpoint
     from captionlib.encoders import build_encoder
     from captionlib.engines.quantization import quantize_encoder, similarity
+    from captionlib.images.transforms import EncoderSquare
     from jobs.benchmarking.measure import load, sample_images
     from jobs.cluster.resources import num_cpus
 
@@ -83,7 +84,7 @@ def quantize(settings: QuantizeSettings) -> int:
     output = Folder.of(settings.output)
     output.check_writable()
     found = sample_images((settings.input,), settings.sample + settings.sample // 2)
-    pixels = load(found.images, config.preprocessing).pixels
+    pixels = load(found.images, EncoderSquare(config.preprocessing)).pixels
     measured, compared = pixels[: settings.sample], pixels[settings.sample :] or pixels
     encoder = build_encoder(config)
     load_weights(encoder, checkpoint.part("encoder"), str(directory))

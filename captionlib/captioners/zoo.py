@@ -77,7 +77,6 @@ def refuse(search: SearchConfig, noun: str, **why: str) -> None:
         UserError: one of them differs from its default.
     """
     plain: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(SearchConfig)}
-    search = search.effective()
     for name, reason in why.items():
         if getattr(search, name) != plain[name]:
             raise UserError(f"--search.{name.replace('_', '-')} is not supported by {noun}: {reason}")

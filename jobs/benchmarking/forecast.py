@@ -11,6 +11,7 @@ _REMEDIES = {
     "fetch": "run nearer to the images, or with a faster network or disk; more machines read more at once",
     "decode": "add CPUs, or store the images smaller",
     "encoder": "a GPU, or a smaller encoder",
+    "model": "a GPU, --dtype bfloat16 where the CPU supports it, a smaller model, or shorter captions",
     "search": "a narrower beam (--search.beam-width), or --search.method greedy",
     "overhead": "larger chunks (--images-per-chunk), or fewer other processes on this machine",
 }
@@ -25,7 +26,8 @@ class Rates:
     listing: float
     fetch: float
     decode: float
-    encoder: float
+    encoder: float | None
+    """None for a model whose two halves cannot be measured separately: `search` is the whole model then."""
     search: float
     loop: float
     """All steps except the listing, in one process."""
@@ -37,7 +39,7 @@ class Rates:
     @property
     def compute(self) -> float:
         """Rate of decoding and model together: they share the CPUs, or run in parallel on CPUs and a GPU."""
-        model = 1 / (1 / self.encoder + 1 / self.search)
+        model = 1 / ((1 / self.encoder if self.encoder else 0.0) + 1 / self.search)
         return min(self.decode, model) if self.on_gpu else 1 / (1 / self.decode + 1 / model)
 
     @property
@@ -80,7 +82,8 @@ def bottleneck(rates: Rates) -> Bottleneck:
     elif rates.on_gpu and rates.decode <= rates.compute:
         step, reason = "decode", f"the CPUs decode {rates.decode:,.0f} images/s, and the GPU waits"
     else:
-        seconds = {"encoder": 1 / rates.encoder, "search": 1 / rates.search}
+        whole = {"model": 1 / rates.search}
+        seconds = {"encoder": 1 / rates.encoder, "search": 1 / rates.search} if rates.encoder else whole
         if not rates.on_gpu:
             seconds["decode"] = 1 / rates.decode
         step = max(seconds, key=seconds.__getitem__)

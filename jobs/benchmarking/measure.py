@@ -22,8 +22,7 @@ import numpy as np
 
 from captionlib.errors import UserError
 from captionlib.images.decode import ImageDecodeError
-from captionlib.images.decode_pixels import decode_pixels
-from captionlib.images.pixels import to_pixels
+from captionlib.images.transforms import ImageTransform
 from jobs.batch.decode_stage import READ_THREADS_REMOTE
 from jobs.cluster.resources import num_cpus
 from jobs.inputs.listing import ImageRef
@@ -33,8 +32,9 @@ from jobs.storage.errors import InputFault
 from jobs.storage.paths import is_local
 
 if TYPE_CHECKING:
+    from captionlib.captioners.base import LoadedCaptioner
     from captionlib.captioners.predictor import Predictor
-    from captionlib.config import Preprocessing, SearchConfig
+    from captionlib.config import SearchConfig
 
 LISTING_SECONDS = 10.0
 """Listing stops after this many seconds: for a bucket of millions, the first images represent all."""
@@ -62,7 +62,7 @@ class Loaded:
     """The decoded images of the sample, and the seconds that fetching and decoding took."""
 
     pixels: list[np.ndarray] = field(default_factory=list)
-    """uint8 (S, S, 3) each."""
+    """HWC uint8 each, as the captioner's transform makes them."""
     num_failed: int = 0
     num_bytes: int = 0
     fetch_seconds: float = 0.0
@@ -107,7 +107,7 @@ def sample_images(inputs: Sequence[str], count: int, seconds: float = LISTING_SE
     return InputSample(drawn, seen, time.monotonic() - started, is_complete)
 
 
-def load(images: Sequence[ImageRef], preprocessing: Preprocessing) -> Loaded:
+def load(images: Sequence[ImageRef], transform: ImageTransform) -> Loaded:
     """Fetch, then decode, each with all CPUs and as many threads as the job would use. Images that fail are counted.
 
     Raises:
@@ -121,7 +121,7 @@ def load(images: Sequence[ImageRef], preprocessing: Preprocessing) -> Loaded:
             started = time.monotonic()
             bodies = [data for data in fetchers.map(_fetch, images[start : start + CHUNK]) if data is not None]
             fetched = time.monotonic()
-            pixels = list(decoders.map(lambda data: _decode(data, preprocessing), bodies))
+            pixels = list(decoders.map(lambda data: _decode(data, transform), bodies))
             loaded.decode_seconds += time.monotonic() - fetched
             loaded.fetch_seconds += fetched - started
             loaded.num_bytes += sum(map(len, bodies))
@@ -154,16 +154,30 @@ def model_seconds(
     return encoder, searching
 
 
-def loop_seconds(predictor: Predictor, images: Sequence[ImageRef], search: SearchConfig, batch_size: int) -> float:
+def captioner_seconds(captioner: LoadedCaptioner, pixels: Sequence[np.ndarray]) -> float:
+    """Return the seconds of a captioner for all images, after a first one that is not counted."""
+    captioner.caption_images(_batch(pixels[:1]), [0])
+    started = time.monotonic()
+    captioner.caption_images(_batch(pixels), range(len(pixels)))
+    return time.monotonic() - started
+
+
+def _batch(pixels: Sequence[np.ndarray]) -> np.ndarray | Sequence[np.ndarray]:
+    """Stack images of one size."""
+    return np.stack(pixels) if len({image.shape for image in pixels}) == 1 else pixels
+
+
+def loop_seconds(
+    captioner: LoadedCaptioner, images: Sequence[ImageRef], transform: ImageTransform, batch_size: int
+) -> float:
     """Return the seconds of a bare loop over the same steps in one process, the best that a script could do.
 
     Threads fetch and decode ahead, one thread captions, and nothing is written. Images that fail are skipped.
     """
-    preprocessing = predictor.preprocessing
 
     def load_one(image: ImageRef) -> np.ndarray | None:
         data = _fetch(image)
-        return None if data is None else _decode(data, preprocessing)
+        return None if data is None else _decode(data, transform)
 
     threads = num_cpus() if all(is_local(image.path) for image in images) else READ_THREADS_REMOTE
     with ThreadPoolExecutor(threads) as pool:
@@ -188,10 +202,10 @@ def loop_seconds(predictor: Predictor, images: Sequence[ImageRef], search: Searc
 
         first = [square for square in map(load_one, images[:batch_size]) if square is not None]
         if first:
-            predictor.caption_pixels(np.stack(first), search)  # the model's first batch is slower
+            captioner.caption_images(_batch(first), range(len(first)))  # the model's first batch is slower
         started = time.monotonic()
         for batch in batches():
-            predictor.caption_pixels(np.stack(batch), search)
+            captioner.caption_images(_batch(batch), range(len(batch)))
         return time.monotonic() - started
 
 
@@ -225,8 +239,8 @@ def _fetch(image: ImageRef) -> bytes | None:
         return None
 
 
-def _decode(data: bytes, preprocessing: Preprocessing) -> np.ndarray | None:
+def _decode(data: bytes, transform: ImageTransform) -> np.ndarray | None:
     try:
-        return to_pixels(decode_pixels(data, target_side=preprocessing.size).pixels, preprocessing)
+        return transform(data).pixels
     except ImageDecodeError:
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from captionlib.captioners.predictor import Predictor
+from captionlib.captioners.zoo import open_captioner
 from captionlib.config import SearchConfig
 from jobs.benchmarking.measure import loop_seconds
 from jobs.cluster.resources import num_cpus
@@ -25,6 +25,7 @@ parser.add_argument("--search", choices=["greedy", "beam"], default="greedy")
 parser.add_argument("--batch-size", type=int, default=32)
 arguments = parser.parse_args()
 
-predictor = Predictor.from_checkpoint(arguments.model, num_threads=num_cpus())
+opened = open_captioner(arguments.model, SearchConfig(method=arguments.search))
+captioner = opened.load(batch_size=arguments.batch_size, num_threads=num_cpus())
 images = list(list_files(arguments.folder))
-print(json.dumps(loop_seconds(predictor, images, SearchConfig(method=arguments.search), arguments.batch_size)))
+print(json.dumps(loop_seconds(captioner, images, opened.transform, arguments.batch_size)))

@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from benchmarks.photo_mill import make_images
 from faults.servers import OWNER, ObjectStore, object_store
 
+from captionlib.images.transforms import EncoderSquare
 from jobs.benchmarking.measure import time_job
 from jobs.cluster.resources import num_cpus
 
@@ -106,7 +107,7 @@ class Bench:
         from jobs.inputs.listing import list_files
 
         predictor = Predictor.from_checkpoint(num_threads=num_cpus())
-        pixels = load(list(list_files(str(self.images)))[:128], predictor.preprocessing).pixels
+        pixels = load(list(list_files(str(self.images)))[:128], EncoderSquare(predictor.preprocessing)).pixels
         for name, size in (("batches of 32", 32), ("one by one", 1)):
             encoder, search = model_seconds(predictor, pixels, SearchConfig(method="beam", beam_width=3), size)
             self._note(f"search, {name}", len(pixels) / search)

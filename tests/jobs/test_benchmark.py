@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,13 @@ def test_a_sample_is_drawn_from_all_that_is_seen(monkeypatch: pytest.MonkeyPatch
 def test_settings_have_their_limits() -> None:
     with pytest.raises(ValueError, match="--sample must be at least 1, got 0"):
         BenchmarkSettings(input="photos", output="out", sample=0)
+
+
+def test_a_model_of_the_hub_is_measured_as_a_whole(hub_model: Callable[[str], Path], tmp_path: Path) -> None:
+    flags = ["--model", f"hf:{hub_model('blip')}", "--max-new-tokens", "4", "--dtype", "float32", "--sample", "10"]
+    assert main([str(PHOTOS), str(tmp_path / "out"), *flags, "--price-per-hour", "0.1"]) == 0
+    facts = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert facts["images_per_second"]["model"] > 0
+    assert "encoder" not in facts["images_per_second"]
+    assert facts["forecast"]["cost"] > 0
+    assert facts["settings"]["captioner"]["max_new_tokens"] == 4
