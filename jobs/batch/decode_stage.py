@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 READ_THREADS_URLS = 64
 """A list of URLs has hosts that answer after seconds, and names that a resolver looks up for as long."""
+STRAGGLERS, STRAGGLER_SECONDS = 0.25, 1.0
+"""When nothing has come for so many seconds, at most this share of a chunk's images is tried again later."""
 READ_THREADS_REMOTE = 16
 """A GET request mostly waits; a dozen or two concurrent requests keep one decoding task busy."""
 
@@ -95,7 +97,7 @@ class DecodeStage:
             if chunk["canaries"]:
                 input_access().http.hosts.ask_again()
                 _is_network_there(chunk["canaries"])  # closes the circuit breaker of the server that answers
-            images = self._settle(self._read_all(places), places, chunk["canaries"])
+            images = self._settle(self._read_all(places, is_last=bool(chunk["canaries"])), places, chunk["canaries"])
         except (TransportFault, AccessDenied) as error:
             status = "denied" if isinstance(error, AccessDenied) else "deferred"
             return _deferred(chunk, {"status": status, "reason": masked(str(error))})
@@ -177,7 +179,7 @@ class DecodeStage:
             raise TransportFault(_described(faults[0]))
         return images
 
-    def _read_all(self, places: list[ImageRef]) -> list[_Decoded]:
+    def _read_all(self, places: list[ImageRef], *, is_last: bool) -> list[_Decoded]:
         # Many reads may wait at once, but only `threads` images are decoded at once: each may take 0.5 GB.
         decoding = threading.Semaphore(self.threads)
         lost: list[TransportFault] = []  # faults of the storage; web servers are tracked by `jobs.storage.hosts`
@@ -187,7 +189,7 @@ class DecodeStage:
             is_url = _is_url(place)
             if give_up.is_set() or (lost and not is_url):
                 # The chunk has failed already, or its storage has: do not wait for a dead server once per image.
-                return _Decoded(fault=lost[0] if lost else None)
+                return _put_off(lost[0] if lost else TransportFault("the chunk was given up"))
             try:
                 image = self._read(reader, place, decoding)
             except BaseException:
@@ -200,10 +202,22 @@ class DecodeStage:
         # A Parquet file is read row after row; all else that is remote, many at once.
         at_once = any(not is_local(place.path) and place.row is None for place in places)
         num_threads = max(self.threads, READ_THREADS_REMOTE) if at_once else self.threads
-        if any(map(_is_url, places)):
+        are_urls = all(map(_is_url, places))
+        if are_urls:
             num_threads = max(self.threads, READ_THREADS_URLS)
-        with ImageReader(self.image_column) as reader, ThreadPoolExecutor(num_threads) as pool:
-            images = list(pool.map(read, places))
+        with ImageReader(self.image_column) as reader:
+            pool = ThreadPoolExecutor(num_threads)
+            try:
+                reads = [pool.submit(read, place) for place in places]
+                if are_urls and not is_last:
+                    _wait_for_most(reads, places)
+                    late = TransportFault("the host has not answered yet")
+                    images = [done.result() if done.done() else _put_off(late) for done in reads]
+                else:
+                    images = [done.result() for done in reads]
+            finally:
+                # Threads that wait for a name or a connection end by themselves, and note what became of the host.
+                pool.shutdown(wait=not are_urls, cancel_futures=True)
         refused = [image.error for image in images if image.error and image.error.startswith("PermissionDenied")]
         # A storage has one set of permissions; web servers each have their own, and many reject crawlers.
         if len(refused) == len(images) > 1 and not any(map(_is_url, places)):
@@ -219,8 +233,7 @@ class DecodeStage:
         except InputFault as fault:
             return _Decoded(error=masked(str(fault)), read_seconds=time.monotonic() - started)
         except TransportFault as fault:
-            text = f"{schemas.DEFERRED}{_described(fault)}"
-            return _Decoded(error=text, fault=fault, read_seconds=time.monotonic() - started)
+            return _put_off(fault, time.monotonic() - started)
         read_seconds = time.monotonic() - started
         with decoding:
             started = time.monotonic()
@@ -248,6 +261,26 @@ class _Decoded:
 
 def _is_url(place: ImageRef) -> bool:
     return place.shard is None and place.path.startswith(("http://", "https://"))
+
+
+def _put_off(fault: TransportFault, read_seconds: float = 0.0) -> _Decoded:
+    """An image that is tried again."""
+    return _Decoded(error=f"{schemas.DEFERRED}{_described(fault)}", fault=fault, read_seconds=read_seconds)
+
+
+def _wait_for_most(reads: Sequence[Future[_Decoded]], places: Sequence[ImageRef]) -> None:
+    """Wait for the images of a chunk, but not for the last ones on hosts that have never answered.
+
+    Asking a resolver for a name that does not exist may take ten seconds, in which a whole chunk would stand still.
+    """
+    hosts = input_access().http
+    pending = set(reads)
+    while pending:
+        done, pending = wait(pending, timeout=STRAGGLER_SECONDS, return_when=FIRST_COMPLETED)
+        if not done and len(pending) <= len(reads) * STRAGGLERS:
+            late = [place for read, place in zip(reads, places, strict=True) if read in pending]
+            if not any(hosts.has_answered(place.path) for place in late):
+                return
 
 
 def _is_network_there(canaries: Sequence[str]) -> bool:

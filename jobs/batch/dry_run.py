@@ -24,6 +24,7 @@ from jobs.outputs.id_ranges import IdRange, total
 from jobs.storage.errors import AccessDenied, TransportFault
 from jobs.storage.folder import Folder
 from jobs.storage.paths import check_paths_outlive_job
+from jobs.storage.read import configure_inputs
 
 SAMPLE = 100
 IMAGES_PER_CHUNK = 10
@@ -40,6 +41,7 @@ def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
         UserError, JobIncomplete: as `run_batch_job`.
     """
     check_paths_outlive_job(*settings.inputs, settings.output)
+    configure_inputs(settings.access)
     sources = Sources(settings.inputs, settings.source)
     check_inputs(sources)
     output = Folder.of(settings.output)
@@ -48,6 +50,8 @@ def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
     left = max(0, count - finished)
     print(f"{count:,} images" + (f", {num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else ""), end="")
     print(f"; {finished:,} have a row already" if finished else "")
+    if sources.left_out.counts:
+        print(sources.left_out)
     with _folder_for_now(output, job) as trial:
         outcome = _caption(job, settings, trial, sample)
         print(f"the first {len(sample)}: {outcome.counts.done} {job.verb}, {outcome.counts.failed} failed")

@@ -85,6 +85,13 @@ class HttpClient:
             url = urljoin(url, found)
         raise InputFault("TooManyRedirects", f"more than {self.settings.max_redirects}, the last to {masked(url)}")
 
+    def has_answered(self, url: str) -> bool:
+        """Whether the host of a URL has answered any request of this process."""
+        try:
+            return self.hosts.has_answered(_host(_split(url)))
+        except InputFault:
+            return False
+
     def is_reachable(self, url: str) -> bool:
         """Whether the host of a URL answers, with whatever status below 500."""
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -19,10 +21,12 @@ from jobs.batch.manifest import Manifest
 from jobs.batch.model_stage import ModelStage
 from jobs.batch.ray_pipeline import as_table
 from jobs.inputs.listing import ImageRef
+from jobs.inputs.reader import ImageReader
 from jobs.inputs.sources import Sources
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.id_ranges import IdRange
+from jobs.storage.errors import TransportFault
 from jobs.storage.folder import Folder
 
 
@@ -261,3 +265,47 @@ def test_captions_do_not_depend_on_parts_or_batches(stages, tiny_checkpoint, tmp
     at_once = captions(32, [(0, 8)])
     assert len({text for _, text, _ in at_once}) > 4, "captions that are all alike would prove nothing"
     assert at_once == captions(1, [(0, 8)]) == captions(7, [(0, 1), (2, 7), (8, 8)])
+
+
+def test_a_chunk_does_not_stand_still_for_a_slow_name(tmp_path, make_images, monkeypatch):
+    """Its image is tried again later; with the last attempt the stage waits."""
+    source = make_images(8)
+    ask = socket.getaddrinfo
+
+    def slow(host, *rest, **more):
+        if host == "slow.invalid":
+            time.sleep(1.5)
+        return ask(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr("jobs.batch.decode_stage.STRAGGLER_SECONDS", 0.2)
+    with flaky_server(source.parent) as server:
+        urls = [f"{server.url}/in/{i:04d}.jpg" for i in range(8)]
+        (tmp_path / "list.txt").write_text("\n".join([*urls, "http://slow.invalid/a.jpg"]))
+        manifest = Manifest.open(Folder.of(str(tmp_path / "m"))).append(Sources((str(tmp_path / "list.txt"),)).list())
+        files = ChunkFiles(Folder.of(str(tmp_path / "captions")), "captions")
+        decode = DecodeStage(manifest, files, EncoderSquare(Preprocessing(size=16)), 2)
+        started = time.monotonic()
+        (row,) = decode(chunk(0, 8)).to_pylist()
+        assert time.monotonic() - started < 1.3
+        assert [image["error"] for image in row["images"]] == [None] * 8 + ["Deferred: the host has not answered yet"]
+        (row,) = decode(chunk(0, 8, canaries=urls[:1])).to_pylist()
+    assert row["images"][8]["error"] == "HostUnreachable: slow.invalid:80: unknown host name"
+
+
+def test_after_a_fault_of_the_storage_the_other_images_are_put_off(tmp_path, make_images, monkeypatch):
+    source = make_images(6)
+    read_one = ImageReader.read
+
+    def fail(self, image):
+        if "0003" in image.path:
+            raise TransportFault("the disk is away")
+        return read_one(self, image)
+
+    monkeypatch.setattr(ImageReader, "read", fail)
+    manifest = Manifest.open(Folder.of(str(tmp_path / "m"))).append(Sources((str(source),)).list())
+    files = ChunkFiles(Folder.of(str(tmp_path / "captions")), "captions")
+    (row,) = DecodeStage(manifest, files, EncoderSquare(Preprocessing(size=16)), 1)(chunk(0, 5)).to_pylist()
+    errors = [image["error"] for image in row["images"]]
+    assert errors == [None] * 3 + ["Deferred: the disk is away"] * 3
+    assert row["deferred"] == 3

@@ -220,6 +220,9 @@ def test_killed_in_the_middle_nothing_is_lost_or_done_twice(tmp_path, make_image
     time.sleep(1)  # Ray's processes notice
     finished = chunk_files(output)
     assert 2 <= len(finished) < 8
+    record = json.loads((output / "run.json").read_text())
+    assert record["state"] == "running"
+    assert 8 <= record["images"]["captioned"] <= 8 * len(finished) <= record["images"]["captioned"] + 16
 
     outcome = run_stub(source, output)
     assert outcome.images == 60 - 8 * len(finished)
