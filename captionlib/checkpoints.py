@@ -199,7 +199,7 @@ def _fetch(url: str) -> Path:
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {url}: there is nothing") from error
     except Exception as error:  # every store has its own for a wrong key, host or protocol
-        raise CheckpointError(f"the checkpoint {url} could not be looked at: {error}") from error
+        raise CheckpointError(f"the checkpoint {url} could not be read: {error}") from error
     if CONFIG not in names:
         raise CheckpointError(f"no checkpoint at {url}: it holds no {CONFIG}")
     target = cache.cache_folder("checkpoints") / cache.digest(url, state)

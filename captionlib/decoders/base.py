@@ -140,7 +140,7 @@ class LongestFirst:
     """(M,) int64: indices of the words to predict, among the concatenated rectangles of all steps."""
     targets: Tensor
     """(M,) int64: these words."""
-    owners: Tensor
+    caption_index: Tensor
     """(M,) int64: index of the caption that each word belongs to, b * K + k."""
 
     def __init__(self, tokens: Tensor) -> None:
@@ -159,18 +159,27 @@ class LongestFirst:
         self.active = lengths.unsqueeze(-1) > steps  # (B, K, T - 1)
         self.num_images = self.active[:, 0].sum(dim=0).tolist()
         self.num_captions = self.active.any(dim=0).sum(dim=0).tolist()
-        read, targets, owners, first = [], [], [], 0
+        read, targets, caption_index, first = [], [], [], 0
         for t, (images, captions) in enumerate(zip(self.num_images, self.num_captions, strict=True)):
             is_word = self.active[:images, :captions, t]
             read.append(first + is_word.flatten().nonzero().squeeze(1))
             targets.append(self.tokens[:images, :captions, t + 1][is_word])
-            owners.append(self.captions[:images, :captions][is_word])
+            caption_index.append(self.captions[:images, :captions][is_word])
             first += images * captions
-        self.words, self.targets, self.owners = torch.cat(read), torch.cat(targets), torch.cat(owners)
+        self.words, self.targets, self.caption_index = torch.cat(read), torch.cat(targets), torch.cat(caption_index)
 
     def to(self, device: torch.device) -> LongestFirst:
         """Return a copy with its tensors on the device."""
-        for name in ("image_order", "caption_order", "captions", "tokens", "active", "words", "targets", "owners"):
+        for name in (
+            "image_order",
+            "caption_order",
+            "captions",
+            "tokens",
+            "active",
+            "words",
+            "targets",
+            "caption_index",
+        ):
             setattr(self, name, to_device(getattr(self, name), device))
         return self
 

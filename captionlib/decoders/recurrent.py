@@ -60,9 +60,9 @@ class RecurrentDecoder(Decoder):
         start = self.start(memory)
         per_image = tokens.shape[1]
         h, c = (start[name].unsqueeze(1).expand(-1, per_image, -1) for name in ("h", "c"))  # (B, K, H)
-        looked: Tensor | None = None
+        attention_sum: Tensor | None = None
         if "attention" in start:
-            looked = start["attention"].unsqueeze(1).repeat(1, per_image, 1)  # (B, K, N)
+            attention_sum = start["attention"].unsqueeze(1).repeat(1, per_image, 1)  # (B, K, N)
         embedded = self.dropout(self.words(order.tokens)).unbind(dim=2)  # T of (B, K, E)
         last: tuple[Tensor, ...] = ()
         read = []
@@ -80,15 +80,15 @@ class RecurrentDecoder(Decoder):
             last = (word, *found)
             read.append([part.flatten(0, 1) for part in last])
             active = order.active[here][:, :, t]  # (B', K')
-            if looked is not None and attention is not None:
-                looked[here] = looked[here] + attention * active.unsqueeze(-1)
+            if attention_sum is not None and attention is not None:
+                attention_sum[here] = attention_sum[here] + attention * active.unsqueeze(-1)
         return DecoderOutput(
             self.words.logits(
                 self.outputs(*(torch.cat(parts).index_select(0, order.words) for parts in zip(*read, strict=True)))
             ),
             order.targets,
-            order.owners,
-            None if looked is None else order.restore(looked),
+            order.caption_index,
+            None if attention_sum is None else order.restore(attention_sum),
         )
 
     def step(self, tokens: Tensor, state: State, memory: Memory) -> tuple[Tensor, State]:

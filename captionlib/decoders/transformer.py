@@ -76,9 +76,9 @@ class TransformerDecoder(Decoder):
             mixed = following.masked_scatter(active, choose_inputs(targets, own, teacher_forcing))
             inputs = torch.cat([tokens[:, :, :1], mixed[:, :, :-1]], dim=-1)
         hidden, weights = self._read_captions(inputs, memory)
-        looked = (weights * active.unsqueeze(-1)).sum(dim=2)  # (B, K, N)
+        attention_sum = (weights * active.unsqueeze(-1)).sum(dim=2)  # (B, K, N)
         read = hidden.flatten(0, 2).index_select(0, words)  # (M, H)
-        return DecoderOutput(self.words.logits(read), targets, captions, looked)
+        return DecoderOutput(self.words.logits(read), targets, captions, attention_sum)
 
     def memory(self, features: Tensor) -> Memory:
         """(B, N, D) → each layer's keys and values of the image (B, N, 2H)."""

@@ -108,7 +108,7 @@ def open_features(
     except ValueError:
         raise
     except Exception as error:  # every store has its own for a wrong key or host
-        raise UserError(f"the features {url} could not be looked at: {error}") from error
+        raise UserError(f"the features {url} could not be read: {error}") from error
     source = cache.digest(url, encoder and to_dict(encoder))
     folder = Path(cache_dir).expanduser() if cache_dir else cache.cache_folder("features")
     target = folder / f"{source}-{cache.digest(state)}"

@@ -189,16 +189,16 @@ class Learner:
         if samples is not None:
             given = output.captions % tokens.shape[1] < num_given  # (M,)
             logits, targets = logits[given], targets[given]
-        taught = None
+        teacher_probs = None
         if self.teachers is not None:
-            taught = self.teachers.probabilities(features, tokens, output.captions)
+            teacher_probs = self.teachers.probabilities(features, tokens, output.captions)
         weights = None
         if batch.weights is not None:
             num_drawn = tokens.shape[1] - num_given
             words = output.captions if samples is None else output.captions[given]
             weights = F.pad(batch.weights, (0, num_drawn)).flatten()[words]  # (M,)
         sums = caption_loss(
-            logits, targets, self.settings.label_smoothing, taught, self.settings.teacher_share, weights
+            logits, targets, self.settings.label_smoothing, teacher_probs, self.settings.teacher_share, weights
         )
         objective = sums.objective / batch.num_words
         if samples is not None:

@@ -29,7 +29,7 @@ def caption_loss(
     logits: Tensor,
     targets: Tensor,
     label_smoothing: float = 0.0,
-    taught: Tensor | None = None,
+    teacher_probs: Tensor | None = None,
     teacher_share: float = 0.0,
     weights: Tensor | None = None,
 ) -> LossSums:
@@ -41,7 +41,7 @@ def caption_loss(
         label_smoothing: share of the probability that is distributed evenly over all words (Szegedy et al. 2016,
             section
             7).
-        taught: (M, V) probabilities of the teachers (see `captionlib.training.distillation`).
+        teacher_probs: (M, V) probabilities of the teachers (see `captionlib.training.distillation`).
         teacher_share: share of the objective that is cross-entropy with these probabilities.
         weights: (M,) float, weight of each word in the objective; default: 1.
     """
@@ -51,8 +51,8 @@ def caption_loss(
     if label_smoothing:
         spread = -log_probs.mean(dim=-1)
         objective = (1 - label_smoothing) * cross_entropy + label_smoothing * spread
-    if taught is not None:
-        objective = (1 - teacher_share) * objective - teacher_share * (taught * log_probs).sum(dim=-1)
+    if teacher_probs is not None:
+        objective = (1 - teacher_share) * objective - teacher_share * (teacher_probs * log_probs).sum(dim=-1)
     if weights is not None:
         objective = objective * weights
     return LossSums(objective.sum(), cross_entropy.detach().sum(), targets.numel())

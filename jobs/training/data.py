@@ -98,10 +98,10 @@ class Prepared:
         for name, split in (("train", self.train), ("dev", self.dev)):
             text = json.dumps([split.names, split.tokens] + ([] if split.weights is None else [split.weights]))
             digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        taught = {"teachers": [teacher.fingerprint for teacher in self.teachers]} if self.teachers else {}
+        extra = {"teachers": [teacher.fingerprint for teacher in self.teachers]} if self.teachers else {}
         if self.objects is not None:
-            taught["objects"] = [self.objects.digest()]
-        return taught | {
+            extra["objects"] = [self.objects.digest()]
+        return extra | {
             "encoder": to_dict(self.encoder),
             "encoder_weights": self.encoder_fingerprint,
             "start_from": self.origin_fingerprint,
@@ -179,7 +179,7 @@ def prepare(settings: TrainSettings) -> Prepared:
         decoder_weights=None if start is None else carry_over(start.part("decoder"), start.vocabulary, vocabulary),
         origin_fingerprint=None if origin is None else origin.fingerprint,
         teachers=tuple(
-            load_teacher(source, vocabulary, encoder, fingerprint, from_pixels=settings.from_images)
+            load_teacher(source, vocabulary, encoder, fingerprint, on_images=settings.from_images)
             for source in settings.teachers
         ),
         objects=_object_labels(settings, train, objects),

@@ -17,7 +17,7 @@ from captionlib.vocabulary import Vocabulary
 
 
 def load_teacher(
-    source: str, vocabulary: Vocabulary, encoder: EncoderConfig, fingerprint: str | None, *, from_pixels: bool
+    source: str, vocabulary: Vocabulary, encoder: EncoderConfig, fingerprint: str | None, *, on_images: bool
 ) -> Checkpoint:
     """Load a captioner with the student's vocabulary and inputs.
 
@@ -26,7 +26,7 @@ def load_teacher(
         vocabulary: vocabulary of the student.
         encoder: encoder of the student.
         fingerprint: fingerprint of the weights of that encoder; None if unknown.
-        from_pixels: whether both run on images, each with its own encoder.
+        on_images: whether both run on images, each with its own encoder.
 
     Raises:
         UserError: the teacher does not fit; the message states the difference.
@@ -38,7 +38,7 @@ def load_teacher(
             f"{len(vocabulary):,} of this run: train it on the same captions, with the same --training.min-count"
         )
     theirs = checkpoint.model.encoder
-    if from_pixels:
+    if on_images:
         # Each normalises pixels for itself, but they are scaled once.
         fits = theirs.kind != "vectors" and theirs.preprocessing.size == encoder.preprocessing.size
     else:
@@ -47,7 +47,7 @@ def load_teacher(
         raise UserError(
             f"the teacher {source} uses {theirs.name} at {theirs.preprocessing.size} pixels, and the student uses "
             f"{encoder.name} at {encoder.preprocessing.size}: "
-            + ("they need the same size" if from_pixels else "they need the same features")
+            + ("they need the same size" if on_images else "they need the same features")
         )
     if fingerprint is not None and weights_fingerprint(_encoder(checkpoint, source)) != fingerprint:
         raise UserError(
@@ -57,18 +57,18 @@ def load_teacher(
     return checkpoint
 
 
-def build_teachers(checkpoints: Sequence[Checkpoint], *, from_pixels: bool) -> Teachers | None:
+def build_teachers(checkpoints: Sequence[Checkpoint], *, on_images: bool) -> Teachers | None:
     """Build the teachers of a decoder; None if there are none.
 
     Args:
-        from_pixels: whether teachers run on images, each with the encoder of its own checkpoint.
+        on_images: whether teachers run on images, each with the encoder of its own checkpoint.
     """
     decoders: list[Decoder] = []
     for checkpoint in checkpoints:
         model = checkpoint.model
         decoder = build_decoder(model.decoder, model.encoder.feature_dim, len(checkpoint.vocabulary))
         load_weights(decoder, checkpoint.part("decoder"), "a teacher")
-        decoders.append(EncoderDecoder(_encoder(checkpoint, "a teacher"), decoder) if from_pixels else decoder)
+        decoders.append(EncoderDecoder(_encoder(checkpoint, "a teacher"), decoder) if on_images else decoder)
     return Teachers(decoders) if decoders else None
 
 

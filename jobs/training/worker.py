@@ -93,7 +93,7 @@ class Worker:
         model: nn.Module = decoder
         if self.world_size > 1:
             model = nn.parallel.DistributedDataParallel(decoder)
-        teachers = build_teachers(prepared.teachers, from_pixels=prepared.settings.from_images)
+        teachers = build_teachers(prepared.teachers, on_images=prepared.settings.from_images)
         self.learner = Learner(
             model,
             decoder,

@@ -356,7 +356,7 @@ def test_remote_mistakes(remote: str, tmp_path: Path, monkeypatch: pytest.Monkey
         resolve_checkpoint("memory://nowhere/best")
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         resolve_checkpoint(f"memory://{tmp_path.name}")
-    with pytest.raises(CheckpointError, match="nosuch://x could not be looked at: Protocol not known"):
+    with pytest.raises(CheckpointError, match="nosuch://x could not be read: Protocol not known"):
         resolve_checkpoint("nosuch://x")
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("CAPTIONLIB_CACHE", str(tmp_path / "taken"))

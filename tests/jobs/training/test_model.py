@@ -157,7 +157,7 @@ def test_teachers_know_the_same_words_and_look_through_the_same_encoder(images: 
     student = replace(settings(images, tiny_checkpoint, EncoderSettings()), teachers=(teacher,))
     prepared = prepare(student)
     assert prepared.identity()["teachers"] == [known.fingerprint]
-    teachers = build_teachers(prepared.teachers, from_pixels=True)
+    teachers = build_teachers(prepared.teachers, on_images=True)
     assert teachers is not None
     for name, value in build_model(prepared).state_dict().items():
         assert torch.equal(value, teachers.decoders[0].state_dict()[name]), name

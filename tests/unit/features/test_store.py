@@ -331,10 +331,10 @@ def test_in_a_bucket(tmp_path: Path) -> None:
 
 def test_a_bucket_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: Any, **__: Any) -> None:
-        raise PermissionError("Access AccessDenied")
+        raise PermissionError("Access Denied")
 
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "isfile", denied)
-    with pytest.raises(ValueError, match="the features memory://x could not be looked at: Access AccessDenied"):
+    with pytest.raises(ValueError, match="the features memory://x could not be read: Access Denied"):
         open_features("memory://x")
 
 
