@@ -83,11 +83,24 @@ def test_settings_have_their_limits() -> None:
         BenchmarkSettings(input="photos", output="out", sample=0)
 
 
-def test_a_model_of_the_hub_is_measured_as_a_whole(hub_model: Callable[[str], Path], tmp_path: Path) -> None:
-    flags = ["--model", f"hf:{hub_model('blip')}", "--max-new-tokens", "4", "--dtype", "float32", "--sample", "10"]
+def test_a_model_of_the_hub_is_measured_as_a_whole(
+    hub_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def time_job(source: str, output: str, *flags: str) -> measure.JobTimes:
+        asked.extend(flags)
+        return measure.JobTimes(9.0, 2.0, 4.0, {})
+
+    monkeypatch.setattr(measure, "time_job", time_job)
+    model = f"hf:{hub_model('blip')}"
+    flags = ["--model", model, "--max-new-tokens", "4", "--dtype", "float32", "--sample", "10"]
     assert main([str(PHOTOS), str(tmp_path / "out"), *flags, "--price-per-hour", "0.1"]) == 0
     facts = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert facts["images_per_second"]["model"] > 0
     assert "encoder" not in facts["images_per_second"]
     assert facts["forecast"]["cost"] > 0
-    assert facts["settings"]["captioner"]["max_new_tokens"] == 4
+    given = " ".join(asked)
+    assert f"--model {model}" in given
+    assert "--max-new-tokens 4" in given
+    assert "--dtype float32" in given
