@@ -25,6 +25,8 @@ def open_image(data: bytes) -> Image.Image:
     except BaseException as error:
         if type(error).__name__ == "PanicException":  # of the decoder's Rust code; no subclass of Exception
             raise RuntimeError(str(error)) from error
+        if str(error).startswith("Generic Error"):  # and several lines on how to build the library
+            raise RuntimeError("it cannot be decoded") from error
         raise
     if not image.jpeg:  # type: ignore[attr-defined]
         image.info.pop("exif", None)
