@@ -7,6 +7,7 @@ server errors and incomplete bodies are transport faults, which `jobs.storage.ho
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
 import time
@@ -30,6 +31,7 @@ from jobs.storage.access import AccessSettings
 from jobs.storage.errors import HostUnknown, HostUnreachable, InputFault, RequestFailed, TransportFault
 from jobs.storage.hosts import Hosts
 
+RESOLVER_OPTIONS = "timeout:1 attempts:5"
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0
 """Timeout for the next bytes."""
@@ -51,6 +53,8 @@ class HttpClient:
 
     def __init__(self, settings: AccessSettings, processes: int = 1) -> None:
         self.settings = settings
+        # For glibc's resolver, which by default waits five seconds before it repeats a question that got lost.
+        os.environ.setdefault("RES_OPTIONS", RESOLVER_OPTIONS)
         at_once = max(1, settings.requests_per_host // max(1, processes))
         self.hosts = Hosts(at_once)
         options: dict[str, Any] = {
