@@ -23,7 +23,7 @@ demo: EXTRAS = cpu
 demo: ## caption photos that come with the project, with the model that comes with it
 	$(MAKE) env EXTRAS=cpu
 	$(BIN)/python -m jobs.caption tests/photos .demo --show 8 \
-		--include band.jpg --include palace.jpg --include photographer.jpg --include shepherd_dog.jpg
+		--include band.jpg --include palace.jpg --include shepherd_dog.jpg
 
 check: env ## lint, format and types
 	$(BIN)/ruff check .
