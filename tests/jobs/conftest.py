@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -83,18 +82,3 @@ def hub_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return root / name
 
     return make
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the stages of a small job in the test's own process, which has imported everything already."""
-    from jobs.batch import single_process
-    from jobs.batch.model_stage import ModelStage
-    from jobs.batch.ray_pipeline import as_table
-
-    def receipts(self: Any, chunks: Any) -> Iterator[dict[str, Any]]:
-        worker = ModelStage(self.factory, self.outputs, self.sidecar)
-        for chunk in chunks:
-            yield worker(self.fetch(as_table(chunk))).to_pylist()[0]
-
-    monkeypatch.setattr(single_process.SingleProcessPipeline, "receipts", receipts)

@@ -67,7 +67,7 @@ def expected(folder: Path, **settings: Any) -> dict[str, str]:
     return captions
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("run_in_process")
 @pytest.mark.parametrize("name", hub_models.MODELS)
 def test_captions_equal_those_of_one_image_at_a_time(name: str, hub_model: Any, tmp_path: Path) -> None:
     folder = hub_model(name)
@@ -82,7 +82,7 @@ def test_captions_equal_those_of_one_image_at_a_time(name: str, hub_model: Any, 
     assert rows.error.isna().all()
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("run_in_process")
 @pytest.mark.parametrize("name", ["blip", "vision_encoder_decoder", "smolvlm", "qwen2_5_vl"])
 def test_a_beam_is_that_of_transformers(name: str, hub_model: Any, tmp_path: Path) -> None:
     folder = hub_model(name)
@@ -94,7 +94,7 @@ def test_a_beam_is_that_of_transformers(name: str, hub_model: Any, tmp_path: Pat
     assert all(rows.captions.map(lambda found: found[0]["text"]) == rows.caption)
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("run_in_process")
 def test_the_model_decides_what_nobody_asked_for(hub_model: Any, tmp_path: Path) -> None:
     folder = hub_model("florence2")  # asks for a beam of 3 without repeated triples
     rows = caption(folder, tmp_path / "out", "--max-new-tokens", "20")
@@ -106,7 +106,7 @@ def test_the_model_decides_what_nobody_asked_for(hub_model: Any, tmp_path: Path)
     assert "transformers" in record["runs"][0]["versions"]
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("run_in_process")
 def test_a_prompt_begins_a_caption_and_is_not_repeated(hub_model: Any, tmp_path: Path) -> None:
     folder = hub_model("blip")
     flags = ["--search.method", "greedy", "--max-new-tokens", "10", "--prompt", "a dog"]
@@ -120,7 +120,7 @@ def test_a_prompt_begins_a_caption_and_is_not_repeated(hub_model: Any, tmp_path:
         assert rows.caption[path.name] == whole.removeprefix("a dog").strip()
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("run_in_process")
 def test_another_model_prompt_or_setting_is_refused(hub_model: Any, tmp_path: Path, capsys: Any) -> None:
     folder, output = tmp_path / "model", tmp_path / "out"
     shutil.copytree(hub_model("blip"), folder)

@@ -21,7 +21,7 @@ from tests.chat_server import ChatServer, chat_server, describe
 from tests.faults.proxy import Faults, fault_proxy
 
 SIZES = {path.name: Image.open(path).size for path in PHOTOS.glob("*.jpg")}
-pytestmark = pytest.mark.usefixtures("in_this_process", "_fast_and_without_a_key")
+pytestmark = pytest.mark.usefixtures("run_in_process", "_fast_and_without_a_key")
 
 
 @pytest.fixture
