@@ -106,7 +106,7 @@ def caption(settings: CaptionSettings) -> int:
         folders=("captions",),
         identity=identity,
         transform=captioner.transform,
-        arithmetic=lambda plan: captioner.arithmetic(gpu=plan.actor_gpus > 0),
+        arithmetic=lambda gpu: captioner.arithmetic(gpu=gpu),
         factory=factory,
         needs=captioner.needs,
         about={"model": captioner.name},

@@ -83,7 +83,7 @@ def extract_features(settings: FeatureSettings) -> int:
         identity=identity,
         transform=EncoderSquare(encoder.preprocessing),
         factory=factory,
-        arithmetic=lambda plan: arithmetic("auto", gpu=plan.actor_gpus > 0),
+        arithmetic=lambda gpu: arithmetic("auto", gpu=gpu),
         compact=False,  # a chunk's features are tens of megabytes already
     )
     outcome = run_batch_job(job, settings)

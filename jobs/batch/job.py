@@ -32,9 +32,9 @@ class BatchJob:
     transform: ImageTransform
     """Decodes the bytes of an image file into the pixels that the model needs."""
     factory: Callable[[Plan], ProcessorFactory]
-    arithmetic: Callable[[Plan], str | None] = lambda plan: None
-    """How the model computes on the planned machines, such as `8-bit integers in OpenVINO`. An output never mixes rows
-    that were computed differently."""
+    arithmetic: Callable[[bool], str | None] = lambda gpu: None
+    """How the model computes on machines with or without a GPU, such as `8-bit integers in OpenVINO`. An output never
+    mixes rows that were computed differently."""
     compact: bool
     """Whether small files are merged at the end."""
     needs: Needs = ANY_MACHINE

@@ -98,6 +98,7 @@ class _Run:
         Raises:
             JobIncomplete: images remain.
         """
+        self._check_arithmetic({self.job.arithmetic(False), self.job.arithmetic(True)})
         redo = self.files.split_for_redo(LARGEST_DEFAULT_CHUNK, "errors" if self.settings.retry_errors else "deferred")
         todo = subtract([IdRange(0, self.manifest.num_images - 1)], self.files.finished())
         if not todo and not redo:
@@ -122,7 +123,7 @@ class _Run:
             self.outputs,
             self.manifest,
             Remaining(todo, redo),
-            on_plan=self._check_arithmetic,
+            on_plan=self._note_plan,
             on_commit=self._note_rows,
         )
         try:
@@ -162,21 +163,26 @@ class _Run:
             run=run or {},
         )
 
-    def _check_arithmetic(self, resources: Plan) -> None:
-        """Check that the rows of this run are computed as those that exist, and record how they are computed.
+    def _note_plan(self, resources: Plan) -> None:
+        """Check and record how the rows of this run are computed, now that the machines are known."""
+        here = self.job.arithmetic(resources.actor_gpus > 0)
+        self._check_arithmetic({here})
+        self.stored["arithmetic"] = here
+        run_record.write_record(self.output, self.stored)
+
+    def _check_arithmetic(self, possible: set[str | None]) -> None:
+        """Check that the rows of this run can be computed as those that exist.
 
         Raises:
-            UserError: they are not.
+            UserError: they can't.
         """
-        there, here = self.stored.get("arithmetic"), self.job.arithmetic(resources)
-        if there is not None and there != here and self.files.finished():
+        there, here = self.stored.get("arithmetic"), " or ".join(sorted(map(str, possible)))
+        if there is not None and there not in possible and self.files.finished():
             raise UserError(
                 f"the rows in {self.output.url} were computed in {there}, and this run would compute in {here}, which "
                 "gives other results for some images: use the same kind of machine, choose with --engine, choose "
                 "another output, or give --overwrite to start from the beginning"
             )
-        self.stored["arithmetic"] = here
-        run_record.write_record(self.output, self.stored)
 
     def _finish_exports(self) -> None:
         """Write what is missing of a complete output, whose run may have been killed before its end."""

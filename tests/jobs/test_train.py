@@ -134,7 +134,7 @@ def test_a_checkpoint_that_cannot_be_started_from(
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--num-workers", "9"], "'train' has 48 images, and steps of 6 do not give each of 9 workers one"),
+        (["--num-workers", "9"], "'train' has 48 images, and steps of 6 images are too few for 9 workers"),
         (["--decoder.kind", "transformer", "--search.max-tokens", "40"], "--search.max-tokens 40 exceeds the 39 words"),
         (["--decoder.kind", "lstm_init", "--training.doubly-stochastic", "1"], "lstm_init gives none"),
     ],

@@ -116,11 +116,11 @@ def test_a_model_that_fails_is_said_at_once_and_not_waited_for(tmp_path, make_im
 
 def test_rows_of_another_arithmetic_are_not_mixed(tmp_path, make_images):
     source, output = make_images(4), tmp_path / "out"
-    job = dataclasses.replace(stub_job(), arithmetic=lambda plan: "8-bit integers in OpenVINO")
+    job = dataclasses.replace(stub_job(), arithmetic=lambda gpu: "8-bit integers in OpenVINO")
     run_batch_job(job, settings(source, output))
     assert json.loads((output / "run.json").read_text())["arithmetic"] == "8-bit integers in OpenVINO"
     make_images(6)
-    other = dataclasses.replace(job, arithmetic=lambda plan: "bfloat16 in PyTorch")
+    other = dataclasses.replace(job, arithmetic=lambda gpu: "bfloat16 in PyTorch")
     with pytest.raises(UserError, match="computed in 8-bit integers in OpenVINO, .* in bfloat16 in PyTorch"):
         run_batch_job(other, settings(source, output))
     assert run_batch_job(job, settings(source, output)).images == 2
