@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,3 +63,18 @@ def tiny_checkpoint(_tiny_checkpoint: Path, tmp_path: Path) -> Path:
     directory = tmp_path / "tiny_checkpoint"
     shutil.copytree(_tiny_checkpoint, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def hub_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model of `hub_models`, made when it is first asked for."""
+    from tests import hub_models
+
+    root = tmp_path_factory.mktemp("hub")
+
+    def make(name: str) -> Path:
+        if not (root / name).exists():
+            hub_models.MODELS[name](root / name)
+        return root / name
+
+    return make

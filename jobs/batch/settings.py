@@ -22,10 +22,6 @@ from jobs.outputs.export import EXPORTS
 from jobs.outputs.sidecar import SidecarMode
 from jobs.storage.access import AccessSettings
 
-DEFAULT_MODEL = str(Path(__file__).resolve().parents[2] / "captionlib" / "pretrained" / "default")
-"""The checkpoint that comes with the project."""
-
-
 _EXPORTS = "{" + ",".join(EXPORTS) + "}"
 
 

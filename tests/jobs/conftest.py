@@ -67,18 +67,3 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
-
-
-@pytest.fixture(scope="session")
-def hub_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model of `hub_models`, made when it is first asked for."""
-    from tests import hub_models
-
-    root = tmp_path_factory.mktemp("hub")
-
-    def make(name: str) -> Path:
-        if not (root / name).exists():
-            hub_models.MODELS[name](root / name)
-        return root / name
-
-    return make

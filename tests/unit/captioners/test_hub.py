@@ -26,22 +26,14 @@ from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.zoo import default_search, open_captioner
 from captionlib.config import SearchConfig
 from captionlib.errors import UserError
-from tests import hub_models
 
 PHOTOS = sorted((Path(__file__).parents[2] / "photos").glob("*.jpg"))
 GREEDY = SearchConfig(method="greedy", max_tokens=8)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("hub")
-
-    def make(name: str) -> Path:
-        if not (root / name).exists():
-            hub_models.MODELS[name](root / name)
-        return root / name
-
-    return make
+@pytest.fixture
+def folder(hub_model: Callable[[str], Path]) -> Callable[[str], Path]:
+    return hub_model
 
 
 def opened(folder: Path, search: SearchConfig = GREEDY, **options: Any) -> Any:
