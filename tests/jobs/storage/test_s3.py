@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -30,11 +31,38 @@ class Store(NamedTuple):
     """By the client that sent them."""
 
 
+class Answers(BaseHTTPRequestHandler):
+    """What the handlers of these tests share."""
+
+    def finish_answer(self, body: bytes) -> None:
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Last-Modified", "Thu, 26 Nov 2026 12:00:00 GMT")
+        self.send_header("ETag", '"a"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(handler: type[Answers], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An S3 server on loopback, which the environment names with credentials for it."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        yield
+        server.shutdown()
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     requests: Counter[str] = Counter()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answers):
         def do_GET(self) -> None:
             requests["Arrow" if "aws-sdk-cpp" in self.headers.get("User-Agent", "") else "s3fs"] += 1
             found = self.path.partition("?")[0] == "/bucket/a.jpg"
@@ -42,34 +70,21 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
             first, _, last = self.headers.get("Range", "bytes=").partition("=")[2].partition("-")
             body = body[int(first or 0) : int(last or len(body)) + 1]
             self.send_response(404 if not found else 206 if first else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Last-Modified", "Thu, 26 Nov 2026 12:00:00 GMT")
-            self.send_header("ETag", '"a"')
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
+            self.finish_answer(body)
 
         do_HEAD = do_GET
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with serving(Handler, monkeypatch):
         monkeypatch.setattr(read, "_outputs", read.Access())
         monkeypatch.setattr(read, "_inputs", read.Access())
         yield Store(requests)
-        server.shutdown()
 
 
 def test_public_and_paid_buckets(monkeypatch):
     """What an S3 server is sent: no credentials, or the agreement to pay, in listings and reads."""
     seen: list[dict[str, str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answers):
         def do_GET(self) -> None:
             seen.append({"path": self.path, **{name.lower(): value for name, value in self.headers.items()}})
             is_list = "list-type=2" in self.path
@@ -77,23 +92,11 @@ def test_public_and_paid_buckets(monkeypatch):
             listing = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entry}</ListBucketResult>"
             body = listing.encode() if is_list else PICTURE
             self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Last-Modified", "Thu, 26 Nov 2026 12:00:00 GMT")
-            self.send_header("ETag", '"a"')
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
+            self.finish_answer(body)
 
         do_HEAD = do_GET
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with serving(Handler, monkeypatch):
         for settings in (AccessSettings(anonymous=True), AccessSettings(requester_pays=True)):
             monkeypatch.setattr(read, "_inputs", read.Access())
             seen.clear()
@@ -104,7 +107,6 @@ def test_public_and_paid_buckets(monkeypatch):
             for request in seen:
                 assert ("authorization" not in request) == settings.anonymous, request
                 assert (request.get("x-amz-request-payer") == "requester") == settings.requester_pays, request
-        server.shutdown()
 
 
 @pytest.mark.parametrize("protocol", ["s3", "s3a"])
