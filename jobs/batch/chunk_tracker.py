@@ -87,24 +87,32 @@ class ChunkTracker:
             JobIncomplete: another round would not help.
         """
         result = Round()
-        waiting = {chunk.ids: chunk for chunk in chunks}
+        waiting = {(chunk.ids, chunk.pause is not None): chunk for chunk in chunks}
         deferred: list[Chunk] = []
-        partly_done: list[Chunk] = []
+        partly_done: dict[IdRange, Chunk] = {}
+        tried_twice: set[IdRange] = set()
         in_a_row = 0
         failed: list[bool] = []  # whether it is no news, of each chunk that failed as nobody foresaw
         for receipt in receipts:
-            chunk = waiting.pop(IdRange(receipt["first"], receipt["last"]), None)
+            is_second = receipt["pause"] is not None
+            chunk = waiting.pop((IdRange(receipt["first"], receipt["last"]), is_second), None)
             if chunk is None:
                 continue  # Ray did it twice: the same rows, in the same file
             self._say_warnings(receipt)
             if receipt["answered"]:
                 self.note_answer(receipt["answered"])
+            if receipt["status"] == "nothing":
+                continue
+            if is_second:
+                partly_done.pop(chunk.ids, None)
+                tried_twice.add(chunk.ids)
             if receipt["status"] == "committed":
                 self._commit(chunk, receipt)
                 result.made_progress, in_a_row = True, 0
-                if receipt["deferred"]:
+                # The receipt of a second attempt may arrive before that of the first.
+                if receipt["deferred"] and (is_second or chunk.ids not in tried_twice):
                     self.last_reason = receipt["reason"]
-                    partly_done.append(Chunk(chunk.ids, "deferred"))
+                    partly_done[chunk.ids] = Chunk(chunk.ids, "deferred")
                 continue
             self.last_reason = receipt["reason"]
             if receipt["status"] == "denied":
@@ -119,7 +127,7 @@ class ChunkTracker:
             if waiting:  # the round is over and these have no receipt
                 self.last_reason = "the processes that worked on them died"
             accused = result.poison if len(chunks) == 1 else result.suspected
-            for chunk in waiting.values():
+            for chunk in _first_attempts(waiting.values()):
                 (accused if chunk.ids.size == 1 else deferred).append(chunk)
             waiting = {}
         result.unforeseen = (
@@ -132,9 +140,9 @@ class ChunkTracker:
             size = chunk.ids.size if chunk.redo else -(-chunk.ids.size // SPLIT)
             result.left += [Chunk(ids, chunk.redo) for ids in cut([chunk.ids], size)]
         # Shuffle what this round did not reach: a list may begin with many images of one dead host.
-        others = list(waiting.values())
+        others = _first_attempts(waiting.values())
         random.Random(0).shuffle(others)
-        result.left += [*others, *partly_done]
+        result.left += [*others, *partly_done.values()]
         return result
 
     def note_answer(self, url: str) -> None:
@@ -148,11 +156,11 @@ class ChunkTracker:
         Args:
             counts: rows that were written; in a chunk that is processed again, only a part of its file.
         """
-        if chunk.redo:
+        before = self._before.get(chunk.ids)
+        if chunk.redo or before is not None:
             counts = self.files.count([chunk.ids])[chunk.ids]
-            self.rows = self.rows.minus(self._before[chunk.ids])
-        self.rows = self.rows.plus(counts)
-        if counts.deferred:
+        self.rows = self.rows.minus(before or FileCounts()).plus(counts)
+        if chunk.redo or counts.deferred:
             self._before[chunk.ids] = counts
         self.on_commit(self.rows)
 
@@ -191,3 +199,8 @@ class ChunkTracker:
                 f"the machine {socket.gethostname()} does not see what {node} wrote to {self.files.folder.url}: the "
                 "output must be a folder that all machines share, or a URL such as s3://…"
             )
+
+
+def _first_attempts(chunks: Iterable[Chunk]) -> list[Chunk]:
+    """Return the chunks without planned second attempts, which are void when the first attempt has no receipt."""
+    return [chunk for chunk in chunks if chunk.pause is None]

@@ -21,6 +21,7 @@ from PIL import Image
 
 from captionlib.images.decode import MAX_PIXELS, ImageDecodeError
 from captionlib.images.transforms import ImageTransform
+from jobs.batch.canaries import fetched_urls
 from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.manifest import Manifest
 from jobs.cli.masking import masked
@@ -41,6 +42,8 @@ READ_THREADS_URLS = 64
 """A list of URLs has hosts that answer after seconds, and names that a resolver looks up for as long."""
 STRAGGLERS, STRAGGLER_SECONDS = 0.25, 1.0
 """When nothing has come for so many seconds, at most this share of a chunk's images is tried again later."""
+FIRST_ATTEMPT_PAUSES = 3
+"""A second attempt waits for the first at most so many times the pause between the two."""
 READ_THREADS_REMOTE = 16
 """A GET request mostly waits; a dozen or two concurrent requests keep one decoding task busy."""
 
@@ -54,6 +57,9 @@ class Chunk(NamedTuple):
     canaries: tuple[str, ...] = ()
     """URLs whose servers have answered this job. They are given with the last attempt: if one of the servers still
     answers, the network is working, and an image that cannot be fetched becomes a row with an error."""
+    pause: float | None = None
+    """None, except for a second attempt that is planned together with the first: the seconds between the two. It
+    processes the rows that the first has deferred by then, if any."""
 
 
 @dataclass(frozen=True)
@@ -92,22 +98,25 @@ class DecodeStage:
             for root in self.local_roots:
                 check_path_visible(root, "input")
             check_path_visible(self.outputs.folder.parent.url, "output")
+            if chunk["pause"] is not None and not self._await_second_attempt(chunk):
+                return _not_ready(chunk, {"status": "nothing", "reason": ""})
             rows = self._rows(chunk)
             places = image_refs(rows)
-            if chunk["canaries"]:
+            canaries = self._canaries(chunk)
+            if canaries:
                 input_access().http.hosts.ask_again()
-                _is_network_there(chunk["canaries"])  # closes the circuit breaker of the server that answers
-            images = self._settle(self._read_all(places, is_last=bool(chunk["canaries"])), places, chunk["canaries"])
+                _is_network_there(canaries)  # closes the circuit breaker of the server that answers
+            images = self._settle(self._read_all(places, is_last=bool(canaries)), places, canaries)
         except (TransportFault, AccessDenied) as error:
             status = "denied" if isinstance(error, AccessDenied) else "deferred"
-            return _deferred(chunk, {"status": status, "reason": masked(str(error))})
+            return _not_ready(chunk, {"status": status, "reason": masked(str(error))})
         except OSError as error:  # a storage or a disk, which may come back
             log_failure(logger, error, chunk)
-            return _deferred(chunk, {"status": "deferred", "reason": masked(f"{type(error).__name__}: {error}")})
+            return _not_ready(chunk, {"status": "deferred", "reason": masked(f"{type(error).__name__}: {error}")})
         except Exception as error:
             # Nobody foresaw it, so nobody can say that the images are at fault: leave the chunk for later.
             log_failure(logger, error, chunk)
-            return _deferred(chunk, unforeseen(error, "decoding"))
+            return _not_ready(chunk, unforeseen(error, "decoding"))
         facts = {
             "image_id": rows.column("image_id"),
             "path": pa.array([masked(place.path) for place in places], pa.string()),
@@ -155,6 +164,31 @@ class DecodeStage:
             failed = ids_to_redo(self.outputs.read(ids, ["image_id", "error"]), chunk["redo"])
             rows = rows.take(pa.array([image_id - ids.first for image_id in failed], pa.int64()))
         return rows
+
+    def _await_second_attempt(self, chunk: Mapping[str, Any]) -> bool:
+        """Wait until the first attempt has been committed, and until enough time has passed since.
+
+        Returns:
+            Whether a second attempt is needed. It is not if all images came, or if the first failed as a whole.
+        """
+        ids, pause = IdRange(chunk["first"], chunk["last"]), chunk["pause"]
+        patience = time.monotonic() + FIRST_ATTEMPT_PAUSES * pause
+        while not self.outputs.exists(ids):  # the model may be working on it
+            if time.monotonic() > patience:
+                return False
+            time.sleep(min(1.0, pause / 10))
+        first_attempt = self.outputs.deferred_at(ids)
+        if first_attempt is None:
+            return False
+        passed = time.time() - first_attempt  # the clocks of two machines may differ, so it may be negative
+        time.sleep(min(max(0.0, pause - passed), pause))
+        return True
+
+    def _canaries(self, chunk: Mapping[str, Any]) -> list[str]:
+        """Return the canaries of a last attempt; for deferred rows they are found beside these in the same file."""
+        if chunk["canaries"] or chunk["redo"] != "deferred":
+            return list(chunk["canaries"])
+        return fetched_urls(self.outputs, self.manifest, IdRange(chunk["first"], chunk["last"]))
 
     def _settle(self, images: list[_Decoded], places: list[ImageRef], canaries: Sequence[str]) -> list[_Decoded]:
         """Decide whether images that could not be fetched are deferred or become rows with an error.
@@ -309,7 +343,7 @@ def _public(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts, values.type)])
 
 
-def _deferred(chunk: Mapping[str, Any], why: Mapping[str, str]) -> pa.Table:
+def _not_ready(chunk: Mapping[str, Any], why: Mapping[str, str]) -> pa.Table:
     row = {**chunk, **why, "reason": why["reason"][:500], "node": socket.gethostname()}
     row |= {"read_seconds": 0.0, "decode_seconds": 0.0, "deferred": 0}
     return pa.Table.from_pylist([row], schema=schemas.DECODED)

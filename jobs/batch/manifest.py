@@ -1,12 +1,11 @@
 """The numbered list of all images of a job, as Parquet files with image_id, path, size and more.
 
 An id never changes: later runs append new images. Memory is bounded: no Python object per image is kept, only an
-8-byte digest of each known path.
+8-byte hash of each known path.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -197,30 +196,30 @@ def _chunks(items: Iterable[ImageRef], size: int) -> Iterator[list[ImageRef]]:
 
 
 class KnownTexts:
-    """A set of paths, stored as sorted 64-bit digests: 8 bytes per path.
+    """A set of paths, stored as sorted 64-bit hashes: 8 bytes per path.
 
     With 10 million paths, the probability that any new path is mistaken for a known one is about 5 in a million.
     """
 
     def __init__(self) -> None:
-        self._sorted = np.empty(0, np.uint64)
+        self._sorted = np.empty(0, np.int64)
         self._recent: set[int] = set()
 
     def add_new(self, paths: list[str]) -> list[int]:
         """Add paths and return the positions of the new ones, first occurrences only."""
-        digests = [int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little") for path in paths]
-        array = np.array(digests, np.uint64)
+        # Python's hash of a text is SipHash with 64 bits, and 15 times as fast as the functions of hashlib.
+        array = np.fromiter(map(hash, paths), np.int64, len(paths))
         at = np.searchsorted(self._sorted, array)
         known = np.zeros(len(array), bool)
         inside = at < len(self._sorted)
         known[inside] = self._sorted[at[inside]] == array[inside]
         new = []
-        for i, digest in enumerate(digests):
-            if not known[i] and digest not in self._recent:
-                self._recent.add(digest)
+        for i, (value, is_known) in enumerate(zip(array.tolist(), known.tolist(), strict=True)):
+            if not is_known and value not in self._recent:
+                self._recent.add(value)
                 new.append(i)
         if len(self._recent) > max(100_000, len(self._sorted) // 8):
-            recent = np.fromiter(self._recent, np.uint64, len(self._recent))
+            recent = np.fromiter(self._recent, np.int64, len(self._recent))
             self._sorted = np.sort(np.concatenate([self._sorted, recent]))
             self._recent.clear()
         return new

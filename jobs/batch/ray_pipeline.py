@@ -97,7 +97,7 @@ class Pipeline:
 
 def as_table(chunk: Chunk) -> pa.Table:
     """Convert a chunk to the input of the stages: one row of `schemas.CHUNK`."""
-    row = (*chunk.ids, chunk.redo, list(chunk.canaries))
+    row = (*chunk.ids, chunk.redo, list(chunk.canaries), chunk.pause)
     arrays = [pa.array([value], field.type) for value, field in zip(row, schemas.CHUNK, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schemas.CHUNK)
 

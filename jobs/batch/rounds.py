@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from captionlib.images.decode import MAX_PIXELS
 from jobs.batch import single_process
+from jobs.batch.canaries import fetched_before
 from jobs.batch.chunk_tracker import ChunkTracker
 from jobs.batch.decode_stage import Chunk, DecodeStage
 from jobs.batch.job import BatchJob, Figures
@@ -34,6 +35,7 @@ from jobs.cluster.session import RaySession
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, cut, total
+from jobs.storage.paths import WEB_URL
 
 LARGEST_DEFAULT_CHUNK = 512
 SMALLEST_DEFAULT_CHUNK = 64
@@ -41,8 +43,6 @@ LARGEST_CHUNK_BYTES = 256 * 2**20
 """Largest size of a chunk's pixels by default. Several chunks are in memory at the same time."""
 CHUNKS_PER_ACTOR = 8
 CHUNKS_PER_DECODER = 4
-LAST_FILES = 8
-"""Number of files that are searched for an image which an earlier run fetched from a web server."""
 
 
 def default_chunk_size(num_images: int, resources: Plan, bytes_per_image: int) -> int:
@@ -63,6 +63,8 @@ class Remaining:
     """Images without a row."""
     redo: Mapping[IdRange, int]
     """Files some of whose rows are processed again, and the number of these rows."""
+    rows: FileCounts = FileCounts()  # noqa: RUF009  it is a tuple
+    """Rows that earlier runs have written."""
 
     @property
     def num_images(self) -> int:
@@ -128,7 +130,7 @@ class Rounds:
             seconds_by_phase={
                 "ray": self._ray_seconds,
                 "first images": start_up - self._ray_seconds,
-                "other images": progress.seconds - start_up,
+                "other images": max(0.0, progress.last - progress.started - start_up),
             },
             seconds_by_step=dict(steps),
         )
@@ -167,11 +169,11 @@ class Rounds:
             self.progress,
             self.settings.faults.max_error_share,
             patience=8 + 2 * resources.num_actors,
-            rows=self.files.totals(),
+            rows=self.remaining.rows,
             redo=self.remaining.redo,
             on_commit=self.on_commit,
         )
-        for url in earlier_answers(self.files, self.manifest):
+        for url in fetched_before(self.files, self.manifest):
             tracker.note_answer(url)
         return tracker
 
@@ -181,7 +183,17 @@ class Rounds:
             remaining.num_images, resources, self.job.transform.largest_bytes
         )
         chunks = [Chunk(ids, "errors" if settings.retry_errors else "deferred") for ids in remaining.redo]
-        return chunks + [Chunk(ids) for ids in cut(remaining.todo, size)]
+        chunks += [Chunk(ids) for ids in cut(remaining.todo, size)]
+        if self._are_urls(chunks[0]):
+            # Second attempts follow in the same pipeline, because starting another one costs about 30 s.
+            pause = settings.faults.transport_pause
+            chunks += [Chunk(chunk.ids, "deferred", pause=pause) for chunk in chunks if chunk.redo != "deferred"]
+        return chunks
+
+    def _are_urls(self, chunk: Chunk) -> bool:
+        """Whether the inputs are lists of URLs, judging by the first image of a chunk."""
+        row = self.manifest.read(IdRange(chunk.ids.first, chunk.ids.first)).to_pylist()[0]
+        return row["shard"] is None and re.match(WEB_URL, row["path"]) is not None
 
     def _work(self, pipeline: Pipeline, factory: ProcessorFactory, tracker: ChunkTracker, chunks: list[Chunk]) -> None:
         """Repeat rounds until nothing remains, with exponential back-off after rounds without progress."""
@@ -219,17 +231,6 @@ class Rounds:
             progress.say(f"{left}; retrying in {format_seconds(pause)}")
             time.sleep(pause)
             pause *= 3
-
-
-def earlier_answers(files: ChunkFiles, manifest: Manifest) -> list[str]:
-    """Return the URL of an image that an earlier run fetched, from the newest file that has one."""
-    for ids in reversed(files.finished()[-LAST_FILES:]):
-        rows = files.read(ids, ["image_id", "path", "error"])
-        came = pc.and_(pc.is_null(rows.column("error")), pc.match_substring_regex(rows.column("path"), "^https?://"))
-        found = rows.filter(came).column("image_id").to_pylist()
-        if found:  # the rows have no signatures any more
-            return [manifest.read(IdRange(found[-1], found[-1])).column("path")[0].as_py()]
-    return []
 
 
 def _write_poison_row(

@@ -30,7 +30,7 @@ from jobs.cluster.resources import Plan
 from jobs.cluster.session import ClusterError
 from jobs.inputs.sources import Sources
 from jobs.outputs import run_record
-from jobs.outputs.chunk_files import ChunkFiles, Counts, FileCounts
+from jobs.outputs.chunk_files import ChunkFiles, Counts, FileCounts, Redo, sum_counts
 from jobs.outputs.export import export, formats_there
 from jobs.outputs.id_ranges import IdRange, subtract
 from jobs.storage.folder import Folder
@@ -99,8 +99,11 @@ class _Run:
             JobIncomplete: images remain.
         """
         self._check_arithmetic({self.job.arithmetic(False), self.job.arithmetic(True)})
-        redo = self.files.split_for_redo(LARGEST_DEFAULT_CHUNK, "errors" if self.settings.retry_errors else "deferred")
-        todo = subtract([IdRange(0, self.manifest.num_images - 1)], self.files.finished())
+        counted = self.files.count(self.files.finished())
+        rows = sum_counts(counted.values())
+        kind: Redo = "errors" if self.settings.retry_errors else "deferred"
+        redo = self.files.split_for_redo(counted, LARGEST_DEFAULT_CHUNK, kind)
+        todo = subtract([IdRange(0, self.manifest.num_images - 1)], counted)
         if not todo and not redo:
             self._finish_exports()
             return self._result(_count(self.files, self.manifest), time.monotonic() - started)
@@ -114,7 +117,7 @@ class _Run:
             "state": "running",
             "inputs": [masked(text) for text in self.settings.inputs],
             "runs": [*self.stored.get("runs", []), run],
-            "images": self._numbers(self.files.totals()),
+            "images": self._numbers(rows),
         }
         run_record.write_record(self.output, self.stored)
         rounds = Rounds(
@@ -122,7 +125,7 @@ class _Run:
             self.settings,
             self.outputs,
             self.manifest,
-            Remaining(todo, redo),
+            Remaining(todo, redo, rows),
             on_plan=self._note_plan,
             on_commit=self._note_rows,
         )

@@ -88,7 +88,9 @@ def resolve(text: str, root: str) -> str:
     text = text.removeprefix("file://")
     if "://" in text:
         return text
-    if text.startswith("/") or is_local(root):
+    if text.startswith("/"):
+        return os.path.normpath(text)
+    if is_local(root):
         return os.path.normpath(os.path.join(os.path.abspath(os.path.expanduser(root)), text))
     return f"{root.rstrip('/')}/{text.removeprefix('./')}"
 

@@ -99,16 +99,17 @@ class Sources:
         if text.lower().endswith(COMPRESSED_TARS):
             raise UserError(f"{text} is compressed, so that nothing can be read from its middle: unpack it to a .tar")
         request = dataclasses.replace(request, shards_at_once=0 if is_local(text) else request.shards_at_once)
-        found = INPUT_FORMATS[self._format(text)].list(text, request)
-        found = self._without_known_captions(text, _translating(found), request)
+        found = _translating(INPUT_FORMATS[self._format(text)].list(text, request))
+        if self.settings.only_missing is not None:
+            found = self._without_known_captions(text, found, self.settings.only_missing, request)
+        if not any(self._patterns):
+            return found
         return (item for item in found if item.is_damaged_shard or self._is_wanted(item.path))
 
-    def _without_known_captions(self, text: str, found: Iterator[ImageRef], request: Request) -> Iterator[ImageRef]:
-        """Leave out images with a value in the column `only_missing`, which is listed behind the others."""
-        name = self.settings.only_missing
-        if name is None:
-            yield from found
-            return
+    def _without_known_captions(
+        self, text: str, found: Iterator[ImageRef], name: str, request: Request
+    ) -> Iterator[ImageRef]:
+        """Leave out images with a value in the column `name`, which is listed behind the others."""
         known = INPUT_FORMATS[self._format(text)].columns(text, request)
         if known is not None and name not in known:
             raise UserError(f"{text} has no column {name}, which --only-missing asks for; it has {', '.join(known)}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Literal, NamedTuple, TypeVar
@@ -28,6 +29,7 @@ LARGEST_CHUNK = 2_048
 """A file with more rows is split before some of its rows are processed again."""
 
 _DEFERRED_KEY = b"captionlib.deferred"
+_DEFERRED_AT_KEY = b"captionlib.deferred_at"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,8 +90,12 @@ class ChunkFiles:
         assert table.num_rows == ids.size, f"{table.num_rows} rows for {ids}"
         # Stored in the footer, so that a resumed run finds deferred images without reading rows.
         deferred = pc.sum(pc.starts_with(table.column("error"), schemas.DEFERRED)).as_py() or 0
-        metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != _DEFERRED_KEY}
-        table = table.replace_schema_metadata(metadata | ({_DEFERRED_KEY: str(deferred).encode()} if deferred else {}))
+        metadata = dict(table.schema.metadata or {})
+        for key, value in ((_DEFERRED_KEY, deferred), (_DEFERRED_AT_KEY, time.time())):
+            metadata.pop(key, None)
+            if deferred:
+                metadata[key] = str(value).encode()
+        table = table.replace_schema_metadata(metadata)
         sink = pa.BufferOutputStream()
         # A dictionary and statistics of a tensor's values take three times as long as all else, and help nobody.
         searchable = not any(pa.types.is_fixed_size_binary(field.type) for field in table.schema)
@@ -117,6 +123,15 @@ class ChunkFiles:
         prefix = b"captionlib."
         return {k[len(prefix) :].decode(): v.decode() for k, v in stored.items() if k.startswith(prefix)}
 
+    def deferred_at(self, ids: IdRange) -> float | None:
+        """Return when images of a file were deferred, in seconds since the epoch.
+
+        Returns:
+            None if the file has no row of such an image.
+        """
+        found = self.folder.read_with(self._name(ids), pq.read_schema).metadata or {}
+        return float(found.get(_DEFERRED_AT_KEY, 0)) if _DEFERRED_KEY in found else None
+
     def count(self, ranges: Iterable[IdRange]) -> dict[IdRange, FileCounts]:
         """Count the rows of each file, from the footers of the files.
 
@@ -134,8 +149,8 @@ class ChunkFiles:
         return counted
 
     def totals(self) -> FileCounts:
-        """Count the rows of all files."""
-        return functools.reduce(FileCounts.plus, self.count(self.finished()).values(), FileCounts())
+        """Count the rows of all files. Each costs a request, so the job does this as rarely as possible."""
+        return sum_counts(self.count(self.finished()).values())
 
     def tidy(self) -> None:
         """Delete remains of an interrupted run: files inside the range of a larger file, and incomplete files."""
@@ -152,16 +167,19 @@ class ChunkFiles:
         """
         self._parallel(self._merge_files, adjacent_groups(self.finished(), target_rows))
 
-    def split_for_redo(self, images_per_chunk: int, kind: Redo = "errors") -> dict[IdRange, int]:
+    def split_for_redo(
+        self, counted: Mapping[IdRange, FileCounts], images_per_chunk: int, kind: Redo = "errors"
+    ) -> dict[IdRange, int]:
         """Return the files that contain errors with the number of errors, after splitting large files into chunks.
 
         After a crash, chunks may exist beside the large file that they were split from; `tidy` deletes them.
 
         Args:
+            counted: all files with their counts.
             kind: all errors, or only those of images that could not be fetched yet.
         """
         found: dict[IdRange, int] = {}
-        for ids, counts in self.count(self.finished()).items():
+        for ids, counts in counted.items():
             count = counts.deferred + (counts.failed if kind == "errors" else 0)
             if not count:
                 continue
@@ -202,6 +220,11 @@ class ChunkFiles:
     def _parallel(self, action: Callable[[T], R], items: Sequence[T]) -> list[R]:
         with ThreadPoolExecutor(4 if self.folder.is_local else 32) as pool:
             return list(pool.map(action, items))
+
+
+def sum_counts(counts: Iterable[FileCounts]) -> FileCounts:
+    """Add up the counts of several files."""
+    return functools.reduce(FileCounts.plus, counts, FileCounts())
 
 
 def _count_rows(file: IO[bytes]) -> FileCounts:

@@ -54,6 +54,7 @@ CHUNK = pa.schema(
         ("last", pa.int64()),
         ("redo", pa.string()),  # "" for all images; "errors" or "deferred" for those with such a row
         ("canaries", pa.list_(pa.string())),  # URLs of the inputs whose servers have answered this job
+        ("pause", pa.float32()),  # seconds since the first attempt, where this is the planned second one
     ]
 )
 
@@ -62,7 +63,7 @@ CHUNK = pa.schema(
 DECODED = pa.schema(
     [
         *CHUNK,
-        ("status", pa.string()),  # ready, deferred or denied
+        ("status", pa.string()),  # ready, deferred, denied or nothing: no second attempt is needed
         ("reason", pa.string()),
         ("step", pa.string()),  # what failed, where nobody foresaw it, …
         ("trace", pa.string()),  # … and the traceback of that
@@ -97,11 +98,12 @@ RECEIPT = pa.schema(
     [
         ("first", pa.int64()),
         ("last", pa.int64()),
+        ("pause", pa.float32()),  # as the chunk has it
         ("done", pa.int32()),
         ("failed", pa.int32()),
         ("deferred", pa.int32()),  # rows that are committed, but whose images could not be fetched
         ("answered", pa.string()),  # the URL of one that could
-        ("status", pa.string()),  # committed, deferred or denied
+        ("status", pa.string()),  # committed, deferred, denied or nothing
         ("reason", pa.string()),  # why it is not committed, or why images of it are deferred
         ("step", pa.string()),  # what failed, where nobody foresaw it: decoding, the model or writing; …
         ("trace", pa.string()),  # … and the traceback of that

@@ -8,7 +8,7 @@ from jobs.batch.chunk_tracker import ChunkTracker
 from jobs.batch.decode_stage import Chunk
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.progress import Progress
-from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange
 from jobs.storage.errors import TransportFault
 from jobs.storage.folder import Folder
@@ -24,11 +24,11 @@ def tracker(tmp_path, *, max_error_share=0.5, patience=3, files=AllThere):
     return ChunkTracker(files(Folder.of(str(tmp_path)), "captions"), progress, max_error_share, patience)
 
 
-def receipt(first, last, status="committed", failed=0, reason=None, node="n", deferred=0, answered=None):
+def receipt(first, last, status="committed", failed=0, reason=None, node="n", deferred=0, answered=None, pause=None):
     done = last - first + 1 - failed - deferred if status == "committed" else 0
     seconds = {f"{step}_seconds": 0.5 for step in ("read", "decode", "model", "write")}
     return {"first": first, "last": last, "status": status, "done": done, "failed": failed, "reason": reason,
-            "node": node, "deferred": deferred, "answered": answered, **seconds}  # fmt: skip
+            "node": node, "deferred": deferred, "answered": answered, "pause": pause, **seconds}  # fmt: skip
 
 
 def chunks(*ranges):
@@ -62,6 +62,53 @@ def test_a_part_of_which_some_images_did_not_come_comes_again_with_these(tmp_pat
     book.note_answer("http://b/1.jpg")
     book.note_answer("http://a/2.jpg")
     assert book.canaries == ["http://a/2.jpg", "http://b/1.jpg"]
+
+
+class Rows(AllThere):
+    """Files whose rows are what a test says."""
+
+    def count(self, ranges):
+        return {ids: FileCounts(10, 0, 0) for ids in ranges}
+
+
+def second(first, last):
+    return Chunk(IdRange(first, last), "deferred", pause=10.0)
+
+
+def test_a_second_attempt_in_the_same_round_settles_what_the_first_left(tmp_path):
+    book = tracker(tmp_path, files=Rows)
+    first = receipt(0, 9, deferred=3, reason="refused")
+    again = receipt(0, 9, pause=10.0) | {"done": 2, "failed": 1}
+    needless = [receipt(10, 19), receipt(10, 19, "nothing", pause=10.0)]
+    ended = book.consume([*chunks((0, 9), (10, 19)), second(0, 9), second(10, 19)], iter([first, *needless, again]))
+    assert (ended.left, ended.made_progress) == ([], True)
+    assert (book.progress.done, book.progress.failed) == (19, 1)
+    assert book.rows == (20, 0, 0)
+
+
+def test_a_second_attempt_may_be_heard_of_before_the_first(tmp_path):
+    book = tracker(tmp_path, files=Rows)
+    again = receipt(0, 9, pause=10.0) | {"done": 3}
+    ended = book.consume([*chunks((0, 9)), second(0, 9)], iter([again, receipt(0, 9, deferred=3, reason="refused")]))
+    assert ended.left == []
+    assert book.rows == (10, 0, 0)
+    assert book.progress.done == 10
+
+
+@pytest.mark.parametrize(
+    ("receipts", "left"),
+    [
+        ([receipt(0, 9, deferred=3), receipt(0, 9, "nothing", pause=10.0)], [(0, 9, "deferred")]),  # it came too early
+        ([receipt(0, 9, deferred=3)], [(0, 9, "deferred")]),  # its process died
+        ([receipt(0, 9, deferred=3), receipt(0, 9, "deferred", pause=10.0)], [(0, 9, "deferred")]),  # nothing answers
+        ([receipt(0, 9, "nothing", pause=10.0)], [(i, min(i + 1, 9), "") for i in range(0, 10, 2)]),  # the first died
+        ([], [(i, min(i + 1, 9), "") for i in range(0, 10, 2)]),
+    ],
+)
+def test_what_a_second_attempt_does_not_settle_is_left(tmp_path, receipts, left):
+    ended = tracker(tmp_path, files=Rows).consume([*chunks((0, 9)), second(0, 9)], iter(receipts))
+    assert ended.left == [Chunk(IdRange(first, last), redo) for first, last, redo in left]
+    assert ended.poison == ended.suspected == []
 
 
 def test_a_part_to_do_again_keeps_its_size(tmp_path):

@@ -123,12 +123,35 @@ def test_images_that_came_are_committed_and_only_the_others_are_left(stages, mak
         assert kinds(work.outputs["captions"], IdRange(0, 5)) == ["", "Deferred", "", "", "NotFound", ""]
         assert work.outputs["captions"].count([IdRange(0, 5)])[IdRange(0, 5)] == (4, 1, 1)
 
-        (receipt,) = work(decode(chunk(0, 5, "deferred"))).to_pylist()
+        (receipt,) = work(decode(chunk(0, 5, "deferred", ["http://127.0.0.1:9/x.jpg"]))).to_pylist()
         assert (receipt["status"], receipt["done"], receipt["failed"]) == ("deferred", 0, 0)
-        (receipt,) = work(decode(chunk(0, 5, "deferred", [f"{server.url}/in/0000.jpg"]))).to_pylist()
+        (receipt,) = work(decode(chunk(0, 5, "deferred"))).to_pylist()  # the canary is found in the file
         assert (receipt["status"], receipt["done"], receipt["failed"]) == ("committed", 0, 1)
         assert kinds(work.outputs["captions"], IdRange(0, 5)) == ["", "HttpError", "", "", "NotFound", ""]
         assert work.outputs["captions"].count([IdRange(0, 5)])[IdRange(0, 5)] == (4, 2, 0)
+
+
+def test_a_second_attempt_waits_and_settles_what_the_first_deferred(stages, make_images, monkeypatch):
+    source = make_images(3)
+    pauses: list[float] = []
+    monkeypatch.setattr("jobs.batch.decode_stage.time.sleep", pauses.append)
+    monkeypatch.setattr("jobs.batch.decode_stage.FIRST_ATTEMPT_PAUSES", 0.001)
+    with flaky_server(source.parent) as server:
+        decode, work = stages(f"{server.url}/in/")
+        second = as_table(Chunk(IdRange(0, 2), "deferred", pause=10.0))
+        (receipt,) = work(decode(second)).to_pylist()
+        assert receipt["status"] == "nothing"  # the first attempt has failed, or takes too long
+        server.faults["0001.jpg"] = (503, 10**6)
+        (receipt,) = work(decode(chunk(0, 2))).to_pylist()
+        assert (receipt["status"], receipt["deferred"], receipt["pause"]) == ("committed", 1, None)
+        server.faults.clear()
+        pauses.clear()
+        (receipt,) = work(decode(second)).to_pylist()
+        assert (receipt["status"], receipt["done"], receipt["pause"]) == ("committed", 1, 10.0)
+        assert 0 < max(pauses) <= 10.0
+        assert kinds(work.outputs["captions"], IdRange(0, 2)) == ["", "", ""]
+        (receipt,) = work(decode(second)).to_pylist()
+        assert receipt["status"] == "nothing"  # all images came
 
 
 def test_a_silent_host_is_at_fault_only_while_another_answers(tmp_path, make_images):
