@@ -12,7 +12,7 @@ from pathlib import Path
 from .processes import Session, wait_until
 from .servers import free_ports
 
-_STORE_BYTES = 200_000_000
+STORE_BYTES = 200_000_000
 
 
 class Cluster:
@@ -33,7 +33,7 @@ class Cluster:
         self.address = f"127.0.0.1:{free_ports(1)[0]}"
         self.nodes: dict[str, Session] = {}
 
-    def start(self, name: str, *, num_cpus: int) -> Session:
+    def start(self, name: str, *, num_cpus: int, store_bytes: int = STORE_BYTES) -> Session:
         """Start a node, the first one as the head, and wait until Ray says that it runs."""
         port = self.address.rpartition(":")[2]
         head = ["--head", f"--port={port}", "--include-dashboard=false"]
@@ -43,7 +43,7 @@ class Cluster:
         command = [
             str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1",
             *([f"--address={self.address}"] if self.nodes else [*head, f"--temp-dir={self.folder}"]),
-            f"--num-cpus={num_cpus}", f"--object-store-memory={_STORE_BYTES}", "--disable-usage-stats",
+            f"--num-cpus={num_cpus}", f"--object-store-memory={store_bytes}", "--disable-usage-stats",
             "--min-worker-port=0", "--max-worker-port=0", *ports,
         ]  # fmt: skip
         log = self.logs / f"{name}.log"
