@@ -60,6 +60,9 @@ class RaySession:
     def __enter__(self) -> RaySession:
         # What Ray says of itself is for its log files; a person sees the job's own progress.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Else a lost machine may make Ray print a traceback about its own statistics every five seconds. Failures of
+        # the job's tasks reach the job in any case.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
