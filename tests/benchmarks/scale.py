@@ -46,14 +46,17 @@ from captionlib.images.transforms import EncoderSquare
 from jobs.batch import rounds
 from jobs.batch.decode_stage import DecodeStage, _Decoded
 from jobs.batch.job import BatchJob
+from jobs.batch.manifest import Manifest
 from jobs.batch.model_stage import Processor
 from jobs.batch.rounds import LARGEST_DEFAULT_CHUNK
 from jobs.batch.run import run_batch_job
 from jobs.batch.settings import BatchSettings, FaultSettings, WorkSettings
 from jobs.inputs.listing import ImageRef
-from jobs.outputs import schemas
-from jobs.outputs.chunk_files import ChunkFiles
-from jobs.outputs.id_ranges import cut
+from jobs.inputs.reader import image_refs
+from jobs.inputs.sources import Sources
+from jobs.outputs import run_record, schemas
+from jobs.outputs.chunk_files import ROWS_PER_FILE, ChunkFiles
+from jobs.outputs.id_ranges import IdRange, cut
 from jobs.storage.folder import Folder
 
 CASES = ("first", "nothing", "resume", "new", "errors")
@@ -112,15 +115,21 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--folder", type=Path, help="for lists and outputs, deleted afterwards")
     parser.add_argument("--write", action="store_true", help=f"add the rows to {TABLE.name}")
+    parser.add_argument(
+        "--without-first", action="store_true", help="write the first run's output directly, in minutes"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.child == "output":
+        write_output(given.folder)
+        return 0
     if given.child:
         print(json.dumps(run_case(given.child, given.folder)))
         return 0
     print(f"{HEAD}\n{'| --- ' * 8}|", flush=True)
     for number in given.images:
         with tempfile.TemporaryDirectory(dir=given.folder, prefix="scale-") as name:
-            for line in measure(Path(name), number, given.cases):
+            for line in measure(Path(name), number, given.cases, given.without_first):
                 print(line, flush=True)
                 if given.write:
                     keep(line)
@@ -132,13 +141,16 @@ def main() -> int:
 HEAD = "| images | case | seconds | µs an image | driver MiB | /dev/shm MiB | files, largest | files, end |"
 
 
-def measure(folder: Path, images: int, cases: Sequence[str]) -> Iterator[str]:
+def measure(folder: Path, images: int, cases: Sequence[str], without_first: bool) -> Iterator[str]:
     """Run the cases one after the other and yield a row of the table for each."""
     write_list(folder / "list.parquet", images)
+    if without_first:
+        child = [sys.executable, __file__, "--child", "output", "--folder", str(folder)]
+        subprocess.run(child, check=True, env=os.environ | {"SCALE_MENDED": ""})
     for case in CASES:
-        prepare(folder, images, case)
-        if case not in cases and case != "first":
+        if case not in cases and (case != "first" or without_first):
             continue
+        prepare(folder, images, case)
         child = [sys.executable, __file__, "--child", case, "--folder", str(folder)]
         env = os.environ | {"SCALE_MENDED": str(folder / "mended"), "RAY_USAGE_STATS_ENABLED": "0"}
         largest = Largest(folder / "out")
@@ -187,10 +199,27 @@ def interrupt(files: ChunkFiles, images: int) -> None:
             Path(f"{files.folder.url}/captions-{ids.first:012d}-{ids.last:012d}.parquet").unlink()
 
 
-def run_case(case: str, folder: Path) -> dict[str, Any]:
-    """One run, in the process that is measured."""
-    setattr(rounds, "DecodeStage", StubStage)  # noqa: B010  it is not among the names that the module exports
-    job = BatchJob(
+def write_output(folder: Path) -> None:
+    """Write the output of a first run without running it."""
+    output = Folder.of(str(folder / "out"))
+    manifest = Manifest.open(output / "manifest").append(Sources((str(folder / "list.parquet"),)).list())
+    files, job = ChunkFiles(output / "captions", "captions"), make_job()
+    for ids in cut([IdRange(0, manifest.num_images - 1)], ROWS_PER_FILE):
+        places = image_refs(manifest.read(ids))
+        columns = dict(StubModel()([], range(ids.size))["captions"]) | {
+            "image_id": pa.array(range(ids.first, ids.last + 1), pa.int64()),
+            "path": pa.array([place.path for place in places]),
+            "width": pa.array([640] * ids.size, pa.int32()),
+            "height": pa.array([480] * ids.size, pa.int32()),
+            "error": pa.array(["UnknownFormat: a stub" if place.path.endswith("99.jpg") else None for place in places]),
+        }
+        files.write(ids, pa.table([columns[name] for name in schemas.CAPTIONS.names], schema=schemas.CAPTIONS))
+    run_record.write_record(output, {"job": job.kind, "identity": dict(job.identity), "state": "complete"})
+
+
+def make_job() -> BatchJob:
+    """The job with stub stages."""
+    return BatchJob(
         kind="stub",
         verb="captioned",
         folders=("captions",),
@@ -199,6 +228,11 @@ def run_case(case: str, folder: Path) -> dict[str, Any]:
         factory=lambda plan: StubFactory(),
         compact=True,
     )
+
+
+def run_case(case: str, folder: Path) -> dict[str, Any]:
+    """One run, in the process that is measured."""
+    setattr(rounds, "DecodeStage", StubStage)  # noqa: B010  it is not among the names that the module exports
     settings = BatchSettings(
         input=str(folder / "list.parquet"),
         also=(str(folder / "more.parquet"),) if (folder / "more.parquet").exists() else (),
@@ -208,7 +242,7 @@ def run_case(case: str, folder: Path) -> dict[str, Any]:
         work=WorkSettings(address="local"),
         faults=FaultSettings(max_error_share=1.0),
     )
-    outcome = run_batch_job(job, settings)
+    outcome = run_batch_job(make_job(), settings)
     assert outcome.counts.done + outcome.counts.failed == outcome.manifest.num_images
     return {
         "images": outcome.images,

@@ -1,6 +1,6 @@
 """How many requests a caption job sends to an object store, by image and by chunk.
 
-    python tests/benchmarks/store_requests.py                       2,000 photos in chunks of 100, about a minute
+    python tests/benchmarks/store_requests.py                       2,000 photos in chunks of 20, about two minutes
 
 A real S3 server behind a proxy that counts. The limits are 3 requests for each image, and 10 for each chunk of rows.
 """
@@ -28,7 +28,7 @@ MOST_PER_IMAGE, MOST_PER_CHUNK = 3, 10
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=2_000)
-    parser.add_argument("--images-per-chunk", type=int, default=100)
+    parser.add_argument("--images-per-chunk", type=int, default=20)
     given = parser.parse_args()
     passed = True
     with tempfile.TemporaryDirectory() as name, object_store(Path(name) / "store") as store:
