@@ -25,9 +25,9 @@ from PIL import Image
 from captionlib.images.decode import ImageDecodeError
 from captionlib.images.transforms import ImageTransform
 
-DEADLINES_UNTIL_KILLED = 2.0
-"""After so many deadlines in which no other thread could run, the process is ended."""
-_BEATS_PER_DEADLINE = 2.0
+DEADLINES_UNTIL_KILLED, MIN_SECONDS_UNTIL_KILLED = 2.0, 20.0
+"""After so many deadlines, and at least so many seconds, in which no other thread could run, the process is ended."""
+_BEATS_UNTIL_KILLED = 4.0
 _STDERR = 2
 _has_loaded = threading.Event()
 
@@ -114,12 +114,13 @@ class DecodingDeadline:
 
     def _postpone_the_end(self) -> None:
         """Set the timer that ends the process again and again, as long as Python code runs."""
+        seconds = max(MIN_SECONDS_UNTIL_KILLED, DEADLINES_UNTIL_KILLED * self.seconds)
         while True:
             with self._lock:
                 if self._closed.is_set():
                     return
-                faulthandler.dump_traceback_later(DEADLINES_UNTIL_KILLED * self.seconds, exit=True, file=_STDERR)
-            self._closed.wait(self.seconds / _BEATS_PER_DEADLINE)
+                faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+            self._closed.wait(seconds / _BEATS_UNTIL_KILLED)
 
 
 class _Worker(threading.Thread):

@@ -131,8 +131,9 @@ def test_a_process_ends_whatever_a_decoder_does(body, code):
     script = (
         "import ctypes, time\n"
         "from captionlib.images.decode import ImageDecodeError\n"
-        "from jobs.batch.decoding_deadline import DecodingDeadline\n"
-        "with DecodingDeadline(0.5) as deadline:\n"
+        "from jobs.batch import decoding_deadline\n"
+        "decoding_deadline.MIN_SECONDS_UNTIL_KILLED = 1.0\n"
+        "with decoding_deadline.DecodingDeadline(0.5) as deadline:\n"
         "    try:\n"
         f"        deadline.call(lambda: {body})\n"
         "    except ImageDecodeError as error:\n"
