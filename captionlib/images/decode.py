@@ -21,7 +21,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from captionlib.errors import ImageError
 from captionlib.images.cut_jpegs import END_MARKER, MAX_MISSING, missing_share
 from captionlib.images.formats import FORMATS, Format, Size, find_format, rejected_format
+from captionlib.images.jpeg_segments import is_ordinary, max_scans, num_scans, without_excess_exif
 from captionlib.images.png_chunks import without_damaged_metadata
+from captionlib.images.reduced_tiffs import reduced_copy
 
 ErrorKind = Literal[
     "EmptyFile",  # no bytes at all
@@ -29,7 +31,8 @@ ErrorKind = Literal[
     "UnsupportedImage",  # a picture, in a format or a variant of one that is not read
     "TruncatedImage",  # the file ends before the picture does
     "CorruptImage",  # damaged otherwise
-    "ImageTooLarge",  # more pixels than the limit
+    "ImageTooLarge",  # more pixels than the limit, or made to need far more work or memory than its pixels do
+    "DecodeTimeout",  # it takes longer than a job allows
 ]
 
 MAX_PIXELS = 2**26
@@ -48,9 +51,6 @@ _TRUNCATED = (
     "expected to read"
 )
 _UNSUPPORTED = "unsupported|unknown pixel mode|cannot handle|not available|not installed"
-
-MAX_TIFF_PAGES = 32
-"""Maximum number of pages that are searched for a reduced copy of the first."""
 
 _PILLOW = re.compile(r"PIL\.")
 
@@ -109,6 +109,8 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
     known = _recognize(data)
     silence_pillow()
     try:
+        if known.name == "JPEG" and not is_ordinary(data):
+            data = without_excess_exif(data)
         if known.size is not None:
             _check_size(known.size(data), max_pixels)
         has_end = True
@@ -151,6 +153,8 @@ def _load(known: Format, data: bytes, target_side: int | None, max_pixels: int) 
     """Decode the pixels; returns the image, and the width and height stated in the file."""
     image = known.open(data)
     width, height = image.size
+    if isinstance(image, JpegImageFile) and not is_ordinary(data):
+        _check_scans(image.size, data, max_pixels)
     if target_side is not None:
         if isinstance(image, JpegImageFile):
             multiple = _STORED_IN_SCANS if _has_several_scans(image, data) else _STORED_IN_ONE_SCAN
@@ -159,11 +163,15 @@ def _load(known: Format, data: bytes, target_side: int | None, max_pixels: int) 
         elif isinstance(image, Jpeg2KImageFile):
             _check_size(image.size, _STORED_IN_ONE_SCAN * max_pixels)
             return _load_jpeg_2000(image, data, target_side, max_pixels), width, height
-        elif isinstance(image, TiffImageFile) and _seek_reduced(image, target_side):
+        elif (
+            isinstance(image, TiffImageFile)
+            and orientation_of(image) == 1
+            and (reduced := reduced_copy(image, data, target_side)) is not None
+        ):
             _check_size((width, height), _STORED_IN_ONE_SCAN * max_pixels)
-            _check_size(image.size, max_pixels)
-            image.load()
-            return image, width, height
+            _check_size(reduced.size, max_pixels)
+            reduced.load()
+            return reduced, width, height
     _check_size(image.size, max_pixels)
     image.load()
     if isinstance(image, TiffImageFile):
@@ -180,26 +188,6 @@ def _load_jpeg_2000(image: Jpeg2KImageFile, data: bytes, target_side: int, max_p
     image.reduce = levels
     image.load()
     return image
-
-
-def _seek_reduced(image: TiffImageFile, target_side: int) -> bool:
-    """Go to the smallest reduced copy of the first page whose shorter side is at least `target_side` (TIFF 6.0,
-    NewSubfileType), as tiled and pyramidal files of archives have them.
-
-    Returns:
-        Whether there is one.
-    """
-    width, height = image.size
-    if min(width, height) < 2 * target_side or image.n_frames == 1 or orientation_of(image) != 1:
-        return False
-    best, smallest = 0, width
-    for page in range(1, min(image.n_frames, MAX_TIFF_PAGES)):
-        image.seek(page)
-        is_copy = image.tag_v2.get(254, 0) & 1 and abs(image.size[0] * height - image.size[1] * width) < 2 * width
-        if is_copy and min(image.size) >= target_side and image.size[0] < smallest:
-            best, smallest = page, image.size[0]
-    image.seek(best)
-    return best > 0
 
 
 def _resolution_levels(data: bytes) -> int:
@@ -262,6 +250,14 @@ def _check_size(size: Size, max_pixels: int) -> None:
         raise ImageDecodeError(
             "ImageTooLarge",
             f"{width} × {height} pixels, {max_pixels} is the limit: scale it down, or raise the limit (--max-pixels)",
+        )
+
+
+def _check_scans(size: Size, data: bytes, max_pixels: int) -> None:
+    count, limit = num_scans(data), max_scans(size[0] * size[1], max_pixels)
+    if count > limit:
+        raise ImageDecodeError(
+            "ImageTooLarge", f"JPEG: {count} scans of {size[0]} × {size[1]} pixels, {limit} is the limit at this size"
         )
 
 

@@ -20,6 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from captionlib.images.cut_jpegs import is_fill
 from captionlib.images.decode import orientation_of, silence_pillow
+from captionlib.images.jpeg_segments import is_ordinary
 
 _START = b"\xff\xd8\xff"
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
@@ -41,7 +42,7 @@ def decode_plain_jpeg(data: bytes, target_side: int | None, max_pixels: int) -> 
         HWC uint8 (H, W, 3) in [0, 255], as decoded by Pillow.
     """
     size = _plain_size(data)
-    if size is None or size[0] * size[1] > max_pixels:
+    if size is None or size[0] * size[1] > max_pixels or not is_ordinary(data):
         return None
     if target_side is not None and min(size) >= 2 * target_side:
         return None  # Pillow decodes it at 1/2, 1/4 or 1/8 of its size, which is faster still

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from captionlib.config import Preprocessing
-from captionlib.images.decode import MAX_PIXELS
+from captionlib.images.decode import MAX_PIXELS, ImageDecodeError
 from captionlib.images.decode_pixels import DecodedPixels, decode_pixels
 from captionlib.images.pixels import to_pixels
 
@@ -87,6 +87,13 @@ class ResizeAndCrop:
     def __call__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> DecodedPixels:
         """See `ImageTransform`."""
         decoded = decode_pixels(data, max_pixels=max_pixels)
+        height, width = self._size(*decoded.pixels.shape[:2])
+        if height * width > max_pixels:  # of a very long or high image, before it is cropped
+            raise ImageDecodeError(
+                "ImageTooLarge",
+                f"{decoded.width} × {decoded.height} pixels, which this model needs scaled to {width} × {height}; "
+                f"{max_pixels} pixels is the limit: crop it",
+            )
         return DecodedPixels(self.square(decoded.pixels), decoded.width, decoded.height)
 
     def square(self, pixels: np.ndarray) -> np.ndarray:

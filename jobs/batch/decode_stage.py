@@ -22,11 +22,13 @@ from PIL import Image
 from captionlib.images.decode import MAX_PIXELS, ImageDecodeError
 from captionlib.images.transforms import ImageTransform
 from jobs.batch.canaries import fetched_urls
+from jobs.batch.decoding_deadline import DecodingDeadline, load_libraries
 from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.manifest import Manifest
 from jobs.cli.masking import masked
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import ImageReader, image_refs
+from jobs.inputs.settings import MAX_DECODE_SECONDS
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles, Redo, ids_to_redo
 from jobs.outputs.id_ranges import IdRange
@@ -82,6 +84,8 @@ class DecodeStage:
     access: AccessSettings = field(default_factory=AccessSettings)
     processes: int = 1
     """Number of processes that run this stage concurrently and share the limits of `access`."""
+    max_decode_seconds: float = MAX_DECODE_SECONDS
+    """An image that takes longer to decode is an error. Time for reading it does not count."""
 
     def __call__(self, chunks: pa.Table) -> pa.Table:
         """Process one row of `schemas.CHUNK` into one row of `schemas.DECODED`.
@@ -106,7 +110,10 @@ class DecodeStage:
             if canaries:
                 input_access().http.hosts.ask_again()
                 _is_network_there(canaries)  # closes the circuit breaker of the server that answers
-            images = self._settle(self._read_all(places, is_last=bool(canaries)), places, canaries)
+            load_libraries(self.transform)
+            with DecodingDeadline(self.max_decode_seconds) as deadline:
+                images = self._read_all(places, deadline, is_last=bool(canaries))
+            images = self._settle(images, places, canaries)
         except (TransportFault, AccessDenied) as error:
             status = "denied" if isinstance(error, AccessDenied) else "deferred"
             return _not_ready(chunk, {"status": status, "reason": masked(str(error))})
@@ -139,6 +146,7 @@ class DecodeStage:
             "reason": _described(deferred[-1])[:500] if deferred else None,
             "deferred": len(deferred),
             "answered": _answered(images, places),
+            "warnings": deadline.warnings(),
             "heights": [picture.shape[0] for picture in pictures],
             "widths": [picture.shape[1] for picture in pictures],
             "side": self.transform.side,
@@ -213,7 +221,7 @@ class DecodeStage:
             raise TransportFault(_described(faults[0]))
         return images
 
-    def _read_all(self, places: list[ImageRef], *, is_last: bool) -> list[_Decoded]:
+    def _read_all(self, places: list[ImageRef], deadline: DecodingDeadline, *, is_last: bool) -> list[_Decoded]:
         # Many reads may wait at once, but only `threads` images are decoded at once: each may take 0.5 GB.
         decoding = threading.Semaphore(self.threads)
         lost: list[TransportFault] = []  # faults of the storage; web servers are tracked by `jobs.storage.hosts`
@@ -225,7 +233,7 @@ class DecodeStage:
                 # The chunk has failed already, or its storage has: do not wait for a dead server once per image.
                 return _put_off(lost[0] if lost else TransportFault("the chunk was given up"))
             try:
-                image = self._read(reader, place, decoding)
+                image = self._read(reader, place, decoding, deadline)
             except BaseException:
                 give_up.set()
                 raise
@@ -260,7 +268,9 @@ class DecodeStage:
             )
         return images
 
-    def _read(self, reader: ImageReader, place: ImageRef, decoding: threading.Semaphore) -> _Decoded:
+    def _read(
+        self, reader: ImageReader, place: ImageRef, decoding: threading.Semaphore, deadline: DecodingDeadline
+    ) -> _Decoded:
         started = time.monotonic()
         try:
             data = reader.read(place)
@@ -272,7 +282,7 @@ class DecodeStage:
         with decoding:
             started = time.monotonic()
             try:
-                decoded = self.transform(data, self.max_pixels)
+                decoded = deadline.call(lambda: self.transform(data, self.max_pixels))
             except ImageDecodeError as fault:
                 return _Decoded(error=str(fault), read_seconds=read_seconds, decode_seconds=time.monotonic() - started)
             return _Decoded(

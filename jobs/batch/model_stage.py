@@ -117,7 +117,8 @@ class ModelStage:
         receipt = {name: chunk[name] for name in schemas.RECEIPT.names if name in chunk}
         receipt |= nothing | {"node": chunk["node"] or self.node}
         receipt |= self._result(chunk, chunks)
-        receipt["warnings"] = [self.warnings.pop(0) for _ in range(len(self.warnings))]
+        own = [self.warnings.pop(0) for _ in range(len(self.warnings))]
+        receipt["warnings"] = [*(chunk["warnings"] or ()), *own]
         return pa.Table.from_pylist([receipt], schema=schemas.RECEIPT)
 
     def _result(self, chunk: Mapping[str, Any], chunks: pa.Table) -> dict[str, Any]:

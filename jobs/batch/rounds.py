@@ -161,6 +161,7 @@ class Rounds:
             source.max_pixels,
             self.settings.access,
             resources.num_decoders,
+            source.max_decode_seconds,
         )
 
     def _new_tracker(self, resources: Plan) -> ChunkTracker:

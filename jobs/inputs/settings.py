@@ -12,6 +12,9 @@ from captionlib.images.decode import MAX_PIXELS
 from jobs.inputs.formats import INPUT_FORMATS
 
 AUTO = "auto"
+MAX_DECODE_SECONDS = 60.0
+"""The largest images that are allowed take up to half of it on one core, nearly all others a hundredth of a second."""
+_DAY = 86_400
 _FORMATS = "{" + ",".join([AUTO, *INPUT_FORMATS]) + "}"
 
 
@@ -34,6 +37,8 @@ and with the rest of the path after each slash. May be repeated."""
     max_pixels: int = MAX_PIXELS
     """Largest image that is decoded; larger ones are errors. Decoding needs up to 16 bytes per pixel, for which room is
 planned. Files of a format with reduced versions (JPEG, JPEG 2000, pyramidal TIFF) may have 16 times as many."""
+    max_decode_seconds: float = MAX_DECODE_SECONDS
+    """Longest time for decoding one image, without reading it; images that take longer are errors (DecodeTimeout)."""
     columns: Annotated[tuple[str, ...], UseAppendAction] = ()
     """A column of a manifest or of Parquet files to copy into the output; for a WebDataset `key`, a member such as
 `txt`, or a field of `json`. NEW=OLD renames it. May be repeated."""
@@ -51,6 +56,10 @@ planned. Files of a format with reduced versions (JPEG, JPEG 2000, pyramidal TIF
             raise UserError(f"--input-format must be one of {_FORMATS}, got {self.input_format}")
         if self.max_pixels < 1:
             raise UserError(f"--max-pixels must be at least 1, got {self.max_pixels}")
+        if not 0 < self.max_decode_seconds <= _DAY:
+            raise UserError(
+                f"--max-decode-seconds must be above 0 and at most {_DAY}, a day; got {self.max_decode_seconds:g}"
+            )
         names = [ours for ours, _ in self.carried]
         for name in names:
             if not name:

@@ -70,6 +70,7 @@ DECODED = pa.schema(
         ("node", pa.string()),  # of a chunk that is not ready
         ("deferred", pa.int32()),  # images that could not be fetched
         ("answered", pa.string()),  # the URL of one that could
+        ("warnings", pa.list_(pa.string())),  # of this stage, for the user
         (
             "images",
             pa.list_(
@@ -108,7 +109,7 @@ RECEIPT = pa.schema(
         ("step", pa.string()),  # what failed, where nobody foresaw it: decoding, the model or writing; …
         ("trace", pa.string()),  # … and the traceback of that
         ("node", pa.string()),
-        ("warnings", pa.list_(pa.string())),  # of the actor, since its last receipt
+        ("warnings", pa.list_(pa.string())),  # of decoding this chunk, and of the actor since its last receipt
         ("read_seconds", pa.float32()),
         ("decode_seconds", pa.float32()),
         ("model_seconds", pa.float32()),  # wall clock
