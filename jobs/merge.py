@@ -19,6 +19,7 @@ from tyro.conf import Positional
 
 from captionlib.errors import UserError
 from jobs.cli.arguments import parse
+from jobs.cli.masking import masked
 
 if TYPE_CHECKING:
     from jobs.merging.check import ShardOutput
@@ -60,7 +61,7 @@ def merge(settings: MergeSettings) -> int:
     """
     from jobs.batch.resume import output_lock
     from jobs.batch.shards import MERGING
-    from jobs.merging.check import open_shards
+    from jobs.merging.check import find_shards
     from jobs.outputs.run_record import read_record
     from jobs.storage.folder import Folder
 
@@ -71,10 +72,10 @@ def merge(settings: MergeSettings) -> int:
             _check_again(output, record)
         else:
             _checked(output)
-            print(f"all shards can be merged: {PROG} {output.url}")
+            print(masked(f"all shards can be merged: {PROG} {output.url}"))
         return 0
     if not read_record(output):
-        open_shards(output)  # before a folder is created
+        find_shards(output)  # or else the lock would create a folder
     with output_lock(output):
         record = read_record(output)
         if record:
@@ -105,7 +106,7 @@ def _merge(output: Folder) -> dict[str, Any]:
     record = merge_shards(output, _checked(output))
     planned, done, failed = record["images"].values()
     verb = list(record["images"])[1]
-    rows = f"{output.url}/{record['folders'][-1]}"
+    rows = masked(f"{output.url}/{record['folders'][-1]}")
     print(f"{done:,} {verb} + {failed:,} failed = {planned:,} planned")
     print(f'rows:   {rows}  (pandas.read_parquet("{rows}"))')
     print(f"The same python -m jobs.{record['job']} without --shard continues this output", end="")

@@ -61,11 +61,11 @@ def files_of(output: Folder, record: Mapping[str, Any]) -> dict[str, ChunkFiles]
     return {name: ChunkFiles(output / name, name) for name in record["folders"]}
 
 
-def open_shards(output: Folder) -> list[ShardOutput]:
-    """Read the state of all N shards of an output, missing ones included.
+def find_shards(output: Folder) -> list[RunShard]:
+    """Return all N shards that an output should have, from those that it has.
 
     Raises:
-        UserError: there are no shards, or those of several N, or an output is damaged.
+        UserError: there are none, or those of several N.
     """
     there = shards_in(output)
     if not there:
@@ -78,7 +78,16 @@ def open_shards(output: Folder) -> list[ShardOutput]:
         raise UserError(
             f"{output.url} contains shards of {' and of '.join(map(str, numbers))} runs: delete those of one number"
         )
-    return [_open(output, RunShard(numbers[0], k)) for k in range(1, numbers[0] + 1)]
+    return [RunShard(numbers[0], k) for k in range(1, numbers[0] + 1)]
+
+
+def open_shards(output: Folder) -> list[ShardOutput]:
+    """Read the state of all shards of an output, missing ones included.
+
+    Raises:
+        UserError: as `find_shards`, or the output of a shard is damaged.
+    """
+    return [_open(output, shard) for shard in find_shards(output)]
 
 
 def digest_of(folder: Folder) -> str | None:
