@@ -4,8 +4,8 @@
     python -m jobs.caption photos captions --shard 2/2      # on another
     python -m jobs.merge captions
 
-The result is an ordinary output with one row per image, as if one run had processed all images: the same job without
---shard continues it. The shards are kept. If the command is interrupted, run it again.
+The result is an ordinary output with one row per image, as if one run had processed all images. The same job continues
+it, without --shard. The shards are kept. If the command is interrupted, run it again.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pandas
 import pytest
 from stubs import run_stub, settings, stub_job
 
+import jobs.caption
 from captionlib.errors import UserError
 from jobs.batch.resume import output_lock
 from jobs.batch.run import run_batch_job
@@ -98,6 +99,27 @@ def test_a_lock_is_for_one_shard(tmp_path, make_images):
         with pytest.raises(UserError, match="another run is writing to .*/shard-1-of-2"):
             run_stub(source, output, shard="1/2")
         run_stub(source, output, shard="2/2")
+
+
+def test_a_dry_run_counts_the_images_of_the_shard_and_leaves_nothing(tmp_path, tiny_checkpoint, make_images, capfd):
+    source, output = make_images(40), tmp_path / "out"
+    options = [str(source), str(output), "--model", str(tiny_checkpoint), "--dry-run", "--shard"]
+    counts = []
+    for k in range(1, 4):
+        assert jobs.caption.main([*options, f"{k}/3"]) == 0
+        counts.append(int(capfd.readouterr().out.partition(" images")[0]))
+    assert sum(counts) == 40
+    assert 40 not in counts
+    assert not output.exists()
+    run_stub(source, output, shard="1/3")
+    assert jobs.caption.main([*options, "1/2"]) == 2
+    assert "so its images are divided among 3 runs, not 2" in capfd.readouterr().err
+
+    (path,) = map(str, make_images(1, "single").iterdir())
+    options[:2] = [path, str(tmp_path / "single-out")]
+    empty = next(k for k in (1, 2) if not RunShard(2, k).contains(path))
+    assert jobs.caption.main([*options, f"{empty}/2"]) == 0
+    assert capfd.readouterr().out == "0 images\n"
 
 
 @pytest.mark.parametrize("has_folder", [False, True])
