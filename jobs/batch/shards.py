@@ -37,7 +37,7 @@ def output_of(settings: BatchSettings, folders: Sequence[str]) -> Folder:
     except UserError:
         raise
     except (OSError, ValueError) as error:  # of the storage, or of a URL that nothing knows
-        raise UserError(f"the output {root.url} cannot be read: {error}") from error
+        raise UserError(f"the output {root.url} cannot be written, as it cannot be listed: {error}") from error
     return root / shard.folder_name
 
 
