@@ -13,6 +13,7 @@ COMMANDS = {
     "caption": "Caption every image of a folder, a bucket or a list.",
     "train": "Train a caption decoder on features or images.",
     "extract-features": "Run an encoder over images once, for many trainings.",
+    "merge": "Merge the outputs of runs with --shard.",
     "evaluate": "Score captions against references.",
     "calibrate": "Teach a checkpoint how far to trust its captions.",
     "benchmark": "Measure this machine on your images, and estimate hours and cost.",

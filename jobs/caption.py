@@ -82,6 +82,7 @@ def caption(settings: CaptionSettings) -> int:
             settings.sidecar_ending,
             folder,
             tuple(Folder.of(text).url for text in settings.inputs),
+            is_sharded=settings.shard is not None,
         )
         # They come with the rows: an output some of whose images have one would be two outputs.
         identity["sidecar"] = {name: getattr(sidecar, name) for name in ("mode", "prefix", "suffix")}

@@ -15,8 +15,18 @@ LIBRARY = (
     "report", "features", "encoders", "decoders", "search", "confidence", "checkpoints", "engines", "captioners",
     "training",
 )  # fmt: skip
-JOBS = ("cli", "storage", "inputs", "outputs", "cluster", "batch", "training", "evaluation", "benchmarking")
-COMMANDS = {"__main__", "caption", "train", "extract_features", "evaluate", "benchmark", "quantize", "calibrate"}
+JOBS = ("cli", "storage", "inputs", "outputs", "cluster", "batch", "merging", "training", "evaluation", "benchmarking")
+COMMANDS = {
+    "__main__",
+    "caption",
+    "train",
+    "extract_features",
+    "evaluate",
+    "benchmark",
+    "quantize",
+    "calibrate",
+    "merge",
+}
 
 
 def modules(package: str) -> dict[str, Path]:

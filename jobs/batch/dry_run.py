@@ -15,9 +15,11 @@ from jobs.batch.manifest import Manifest, delete_manifest
 from jobs.batch.resume import check_inputs
 from jobs.batch.rounds import Remaining, Rounds
 from jobs.batch.settings import CaptionSettings
+from jobs.batch.shards import output_of
 from jobs.batch.summary import print_captions
 from jobs.cli.progress import format_seconds
 from jobs.inputs.listing import ImageRef
+from jobs.inputs.run_shard import RunShard
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles, Counts
 from jobs.outputs.id_ranges import IdRange, total
@@ -42,9 +44,9 @@ def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
     """
     check_paths_outlive_job(*settings.inputs, settings.output)
     configure_inputs(settings.access)
-    sources = Sources(settings.inputs, settings.source)
+    sources = Sources(settings.inputs, settings.source, shard=settings.run_shard)
     check_inputs(sources)
-    output = Folder.of(settings.output)
+    output = output_of(settings, job.folders)
     count, num_bytes, sample = _count(sources, job)
     finished = total(ChunkFiles(output / job.folders[-1], job.folders[-1]).finished())
     left = max(0, count - finished)
@@ -52,13 +54,15 @@ def dry_run(job: BatchJob, settings: CaptionSettings) -> int:
     print(f"; {finished:,} have a row already" if finished else "")
     if sources.left_out.counts:
         print(sources.left_out)
+    if not sample:
+        return 0
     with _folder_for_now(output, job) as trial:
         outcome = _caption(job, settings, trial, sample)
         print(f"the first {len(sample)}: {outcome.counts.done} {job.verb}, {outcome.counts.failed} failed")
         if outcome.counts.done:
             print_captions(outcome, settings.show or SHOWN)
     seconds = outcome.figures.seconds_by_phase["other images"]
-    if seconds < SHORTEST_SECONDS:
+    if seconds < SHORTEST_SECONDS or len(sample) <= IMAGES_PER_CHUNK:
         print("they are too few to estimate the duration for the others")
     else:
         rate = (len(sample) - IMAGES_PER_CHUNK) / seconds
@@ -116,3 +120,5 @@ def _folder_for_now(output: Folder, job: BatchJob) -> Iterator[Folder]:
             shutil.rmtree(trial.url, ignore_errors=True)
             with contextlib.suppress(OSError):  # it holds something
                 os.rmdir(output.url)
+                if RunShard.of_folder(os.path.basename(output.url)) is not None:
+                    os.rmdir(output.parent.url)

@@ -19,6 +19,7 @@ from captionlib.errors import UserError
 from jobs.inputs.listing import ImageRef
 from jobs.outputs import schemas
 from jobs.outputs.id_ranges import IdRange
+from jobs.outputs.rows import renumbered
 from jobs.storage.folder import Folder
 
 ROWS_PER_FILE = 100_000
@@ -112,6 +113,15 @@ class Manifest:
         for here in self.files:
             yield self._columns(here, ["path"]).column("path").to_pylist()
 
+    def copy_file(self, ids: IdRange, target: Folder, offset: int) -> None:
+        """Write one of the files to another manifest, with a number added to its image ids.
+
+        Args:
+            target: folder of the other manifest, which receives the file of the new ids.
+        """
+        rows = renumbered(self.folder.read_with(_name(ids), lambda file: pq.ParquetFile(file).read()), offset)
+        target.write(_name(IdRange(ids.first + offset, ids.last + offset)), _parquet(rows), is_private=True)
+
     def append(
         self,
         listing: Iterable[ImageRef],
@@ -178,8 +188,11 @@ def _to_parquet(ids: IdRange, rows: list[ImageRef], schema: pa.Schema) -> memory
         except pa.ArrowException as error:
             raise UserError(f"a column's values are not all of its type, {kind}: {error}") from error
         arrays.append(pa.StructArray.from_arrays(each, fields=list(kind)))
+    return _parquet(pa.table(arrays, schema=schema))
+
+
+def _parquet(table: pa.Table) -> memoryview:
     sink = pa.BufferOutputStream()
-    table = pa.table(arrays, schema=schema)
     pq.write_table(table, sink, row_group_size=ROWS_PER_GROUP, compression="zstd")
     return memoryview(sink.getvalue())
 

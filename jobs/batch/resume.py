@@ -79,13 +79,13 @@ def open_output(
     if stored.get("job", kind) != kind:
         raise UserError(f"{output.url} is the output of another job, {stored['job']}: choose another folder")
     if overwrite:
-        _empty(output, outputs)
+        empty_output(output, outputs)
         return {}
     there = stored.get("identity")
     if there is not None:
         different = run_record.differences(there, identity)
         if different and not list(outputs.values())[-1].finished():
-            _empty(output, outputs)  # there is no row yet that others could not be added to
+            empty_output(output, outputs)  # there is no row yet that others could not be added to
             return {}
         if different:
             raise UserError(
@@ -109,7 +109,8 @@ def open_output(
     return stored
 
 
-def _empty(output: Folder, outputs: Mapping[str, ChunkFiles]) -> None:
+def empty_output(output: Folder, outputs: Mapping[str, ChunkFiles]) -> None:
+    """Delete everything that a job has written into an output; other files remain."""
     for files in reversed(list(outputs.values())):
         files.delete()
     delete_manifest(output / "manifest")
@@ -147,7 +148,10 @@ def list_inputs(
     is_asked_again = not run_record.differences(asked_before, to_dict(sources.settings))
     try:
         columns = manifest.columns() or sources.columns()
-        found = sources.list(manifest.whole_shards() if is_asked_again else ())
+        # A damaged one may have been mended. Its error row may be in the output of another run (`--shard`).
+        damaged = set(stored.get("damaged_inputs", ()))
+        whole = (name for name in manifest.whole_shards() if masked(name) not in damaged) if is_asked_again else ()
+        found = sources.list(set(whole))
         if sidecar is not None:
             found = sidecar.check(found)
         counted = _Counted(itertools.islice(found, limit))

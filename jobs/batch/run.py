@@ -23,6 +23,7 @@ from jobs.batch.resume import check_inputs, for_record, list_inputs, open_output
 from jobs.batch.rounds import LARGEST_DEFAULT_CHUNK, Remaining, Rounds
 from jobs.batch.row_images import RowImages
 from jobs.batch.settings import BatchSettings
+from jobs.batch.shards import output_of
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.exit_codes import RESUME_HINT
 from jobs.cli.masking import masked
@@ -49,13 +50,15 @@ def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
         JobIncomplete: the job was started and is not complete.
     """
     started = time.monotonic()
-    output = Folder.of(settings.output)
-    outputs = {name: ChunkFiles(output / name, name) for name in job.folders}
     check_paths_outlive_job(*settings.inputs, settings.output)
     configure_inputs(settings.access)
-    sources = Sources(settings.inputs, settings.source)
+    sources = Sources(settings.inputs, settings.source, shard=settings.run_shard)
     check_inputs(sources)
+    output = output_of(settings, job.folders)
+    outputs = {name: ChunkFiles(output / name, name) for name in job.folders}
     identity = dict(job.identity)
+    if settings.run_shard is not None:
+        identity["shard"] = str(settings.run_shard)
     if settings.source.columns:
         identity["columns"] = list(settings.source.columns)
     with output_lock(output):
@@ -63,6 +66,7 @@ def run_batch_job(job: BatchJob, settings: BatchSettings) -> RunResult:
         manifest = list_inputs(sources, output, stored, job.sidecar, settings.limit)
         left_out = dict(sources.left_out.counts.most_common())
         stored |= {"job": job.kind, **job.about, "identity": identity, "not_images": left_out}
+        stored |= {"folders": list(job.folders), "damaged_inputs": sorted(map(masked, sources.damaged))}
         run = _Run(_with_own_names(job, manifest), settings, output, outputs, manifest, stored)
         result = run.process(started)
         return dataclasses.replace(result, identity=identity, left_out=left_out)

@@ -16,6 +16,7 @@ from captionlib.captioners.zoo import default_search
 from captionlib.config import SearchConfig
 from captionlib.errors import UserError
 from jobs.cli.arguments import peek
+from jobs.inputs.run_shard import RunShard
 from jobs.inputs.settings import SourceSettings
 from jobs.outputs import schemas
 from jobs.outputs.export import EXPORTS
@@ -86,7 +87,11 @@ the job and processes new images."""
     also: Annotated[tuple[str, ...], UseAppendAction] = ()
     """Another input. May be repeated."""
     limit: Annotated[int | None, _hint("N", "all")] = None
-    """Process only the first N images of the inputs."""
+    """Process only the first N images of the inputs (with --shard, of the shard)."""
+    shard: Annotated[str | None, _hint("K/N", "all images")] = None
+    """Process only the K-th of N shards of the images, in the folder OUTPUT/shard-K-of-N. For very many images: start N
+runs with the same inputs, settings and output, on as many machines or clusters as you like, and merge their outputs
+with python -m jobs.merge OUTPUT."""
     quiet: bool = False
     """Print only errors."""
     overwrite: bool = False
@@ -103,6 +108,7 @@ the job and processes new images."""
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--limit must be at least 1, got {self.limit}")
+        _ = self.run_shard  # checks it
         if self.overwrite and self.retry_errors:
             raise UserError("--overwrite does everything anew, so --retry-errors has nothing to add: leave one out")
         for name, _ in self.source.carried:
@@ -116,6 +122,15 @@ the job and processes new images."""
     def inputs(self) -> tuple[str, ...]:
         """All inputs, in order."""
         return (self.input, *self.also)
+
+    @property
+    def run_shard(self) -> RunShard | None:
+        """The shard that this run processes; None for all images.
+
+        Raises:
+            UserError: `shard` is not K/N.
+        """
+        return None if self.shard is None else RunShard.parse(self.shard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +175,11 @@ images would share a file, as photo.jpg and photo.png, the later one gets photo.
         given = self.sidecar_prefix or self.sidecar_suffix or self.sidecar_folder or self.sidecar_ending != ".txt"
         if self.sidecar is None and given:
             raise UserError("--sidecar-prefix, -suffix, -ending and -folder are for --sidecar: give that too")
+        if self.shard is not None and self.sidecar_folder is not None and self.also:
+            raise UserError(
+                "--sidecar-folder with --shard takes one input: images of the same name in two inputs would share a "
+                "text file, and may be in the shards of two runs. Give each input an output and a folder of its own"
+            )
         if not re.fullmatch(r"\.\w+", self.sidecar_ending):
             raise UserError(f"--sidecar-ending must be a dot and letters, got {self.sidecar_ending!r}")
         unknown = sorted(set(self.export) - set(EXPORTS))

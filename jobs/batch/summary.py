@@ -23,6 +23,9 @@ def print_summary(outcome: RunResult, verb: str) -> None:
     planned = outcome.manifest.num_images
     assert done + failed == planned
     folder = masked(outcome.files.folder.url)
+    if not planned and "shard" in outcome.identity:
+        print(f"Nothing to do: no image of the inputs belongs to shard {outcome.identity['shard']}.")
+        return
     if not outcome.run:
         print(f"Nothing to do: all {planned:,} images have a row.")
     print(f"{done:,} {verb} + {failed:,} failed = {planned:,} planned")

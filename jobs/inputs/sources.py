@@ -16,6 +16,7 @@ import pyarrow as pa
 from captionlib.errors import UserError
 from jobs.inputs.formats import INPUT_FORMATS
 from jobs.inputs.listing import ImageRef, LeftOut, Request
+from jobs.inputs.run_shard import RunShard
 from jobs.inputs.settings import AUTO, SourceSettings
 from jobs.storage.errors import AccessDenied, TransportFault, classify_storage_error
 from jobs.storage.paths import is_local
@@ -33,9 +34,13 @@ class Sources:
     settings: SourceSettings = field(default_factory=SourceSettings)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
     """Files that `list` has not read because of their names."""
+    shard: RunShard | None = None
+    """Share of the images that `list` returns; None for all."""
+    damaged: set[str] = field(default_factory=set, compare=False)
+    """Tars and Parquet files of which `list` could not read the end."""
 
     def list(self, known_shards: Collection[str] = ()) -> Iterator[ImageRef]:
-        """Stream the images of all inputs, one input after the other.
+        """Stream the images of all inputs that belong to the shard, one input after the other.
 
         Args:
             known_shards: shards that are listed completely already and are skipped.
@@ -46,10 +51,14 @@ class Sources:
         """
         request = self._request(known_shards=known_shards, shards_at_once=SHARDS_AT_ONCE, left_out=self.left_out)
         for text in self.inputs:
-            yield from self._list_input(text, request)
+            for item in self._list_input(text, request):
+                if item.is_damaged_shard:
+                    self.damaged.add(item.path)
+                if self.shard is None or self.shard.contains(item.path):
+                    yield item
 
     def first(self, text: str, left_out: LeftOut | None = None) -> ImageRef | None:
-        """Return the first image of one input; None if there is none."""
+        """Return the first image of one input, whatever its shard; None if there is none."""
         return next(self._list_input(text, self._request(left_out=left_out or LeftOut())), None)
 
     @property

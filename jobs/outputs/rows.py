@@ -1,4 +1,4 @@
-"""Iterates over all rows of an output, for exports."""
+"""Iterates over all rows of an output, for exports; changes the image ids of rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from captionlib.errors import ImageError
 from jobs.outputs.chunk_files import ChunkFiles
@@ -51,6 +52,12 @@ class Rows:
                 yield row, data
         if missing:
             print(f"{missing:,} captioned images cannot be read any more, and are not exported", file=sys.stderr)
+
+
+def renumbered(rows: pa.Table, offset: int) -> pa.Table:
+    """Add a number to the image ids of rows."""
+    place = rows.schema.get_field_index("image_id")
+    return rows.set_column(place, rows.schema.field(place), pc.add(rows.column(place), offset))
 
 
 def json_default(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Literal
 from captionlib.errors import UserError
 from jobs.cli.masking import masked
 from jobs.inputs.listing import ImageRef
+from jobs.inputs.run_shard import without_ending
 from jobs.storage.folder import Folder
 from jobs.storage.paths import is_local
 
@@ -46,6 +47,9 @@ class Sidecar:
     """Absolute path or URL of a folder with a tree like that of the inputs; None: beside the images."""
     roots: tuple[str, ...] = ()
     """Absolute paths or URLs of the inputs, from which the tree begins."""
+    is_sharded: bool = False
+    """Whether other runs write the files of other images (`--shard`). An image then has a short name only if all images
+    that would share it are in the same shard; others, such as `img.php?id=5`, keep their whole name."""
     full_names: frozenset[str] = frozenset()
     """Masked paths of the images whose short name belongs to another image."""
     left_out: Counter[str] = field(default_factory=Counter, compare=False)
@@ -100,10 +104,14 @@ class Sidecar:
     def _place(self, path: str) -> tuple[str, str]:
         """Folder and name of the text file for an image."""
         folder, _, name = path.rpartition("/")
+        if self.is_sharded:
+            name = masked(path).rpartition("/")[2]  # a whole name may have a signature in it
         if self.folder is not None:
             folder = f"{self.folder}/{_below(folder, self.roots)}".rstrip("/")
             name = re.sub(r'[?*:"<>|\\]', "_", name)
-        stem = name if masked(path) in self.full_names else os.path.splitext(name)[0]
+        stem = name
+        if masked(path) not in self.full_names:
+            stem = without_ending(name) if self.is_sharded else os.path.splitext(name)[0]
         return folder, f"{stem}{self.ending}"
 
     def _is_there(self, path: str) -> bool:

@@ -62,6 +62,19 @@ class Folder:
             return []
         return sorted(os.path.basename(item["name"]) for item in found if item["type"] == "file")
 
+    def folder_names(self) -> list[str]:
+        """List the names of the folders in the folder, sorted. A missing folder gives an empty list."""
+        if self.is_local:
+            try:
+                return sorted(entry.name for entry in os.scandir(self.url) if entry.is_dir())
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        try:
+            found = with_retries(lambda: filesystem(self.url).ls(self.url, detail=True))
+        except FileNotFoundError:
+            return []
+        return sorted(os.path.basename(item["name"].rstrip("/")) for item in found if item["type"] == "directory")
+
     def read(self, name: str) -> bytes:
         """Read a whole file.
 

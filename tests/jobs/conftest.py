@@ -67,3 +67,14 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture
+def sharded(make_images: Callable[..., Path], tmp_path: Path, run_in_process: None) -> tuple[Path, Path]:
+    """Images, one of them damaged, and an output with three shards of them, none of which is empty."""
+    from sharded import run_shards
+
+    source, output = make_images(40), tmp_path / "out"
+    (source / "empty.jpg").touch()
+    run_shards(source, output)
+    return source, output
