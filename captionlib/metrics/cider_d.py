@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from captionlib.metrics.base import Label, Metric, MetricScores
 from captionlib.metrics.ngrams import Ngram, Tokens, count_ngrams
 from captionlib.vocabulary import EOS, SPECIAL_WORDS
 
@@ -63,6 +64,24 @@ def statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> CiderDStats:
     """Return the counts of one caption for CIDEr-D."""
     counts = tuple(count_ngrams(reference, MAX_ORDER) for reference in references)
     return CiderDStats([(count_ngrams(hypothesis, MAX_ORDER), counts)], Counter(set().union(*counts)))
+
+
+def _score(images: Sequence[CiderDStats]) -> MetricScores:
+    whole = CiderDStats()
+    for image in images:
+        whole += image
+    scores = whole.image_scores()
+    return MetricScores([sum(scores) / len(scores)], [[score] for score in scores])
+
+
+METRIC = Metric(
+    labels={"cider_d": Label("CIDEr-D", in_percent=False)},
+    signature=f"cider_d:n{MAX_ORDER},sigma{SIGMA:g},df:corpus",
+    statistics=statistics,
+    score=_score,
+)
+"""The mean over the images, in [0, 10], with the document frequencies of the whole corpus. About 1 for good captions of
+COCO, 0.5 for moderate captions of Flickr8k."""
 
 
 class CiderD:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from captionlib.metrics.base import Label, Metric, MetricScores
 from captionlib.metrics.ngrams import Tokens
 
 BETA = 1.2
@@ -56,3 +57,13 @@ def lcs_length(left: Tokens, right: Tokens) -> int:
         matches = row & positions.get(word, 0)
         row = ((row + matches) | (row - matches)) & everywhere
     return len(left) - row.bit_count()
+
+
+def _score(images: Sequence[RougeLStats]) -> MetricScores:
+    return MetricScores([sum(images, RougeLStats()).score()], [[image.score()] for image in images])
+
+
+METRIC = Metric(
+    labels={"rouge_l": Label("ROUGE-L")}, signature=f"rouge_l:beta{BETA}", statistics=statistics, score=_score
+)
+"""The mean over the images, in [0, 1]."""

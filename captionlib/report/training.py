@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from captionlib.errors import UserError
+from captionlib.metrics import HEADLINE, LABELS
 from captionlib.report.charts import MAX_MARKS, Chart, Point, line_chart, plain
 from captionlib.report.page import Page, Section, duration
 
@@ -30,8 +31,7 @@ class Panel:
 
 PANELS = (
     Panel("Loss per token", {"train_loss": "train", "dev_loss": "dev"}, higher_is_better=False),
-    Panel("CIDEr-D on dev", {"cider_d": "CIDEr-D"}, higher_is_better=True),
-    Panel("BLEU-4 on dev", {"bleu_4": "BLEU-4"}, higher_is_better=True),
+    *(Panel(f"{LABELS[name].title} on dev", {name: LABELS[name].title}, higher_is_better=True) for name in HEADLINE),
     Panel("Reward of self-critical training", {"reward": "sampled", "baseline_reward": "greedy"}),
     Panel("Learning rate", {"learning_rate": "learning rate"}),
     Panel("Teacher forcing", {"teacher_forcing": "probability of the reference word"}),

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from captionlib.features.store import open_features
-from captionlib.metrics import CiderD
+from captionlib.metrics import HEADLINE, LABELS, CiderD
 from captionlib.training.batches import CaptionBatches
 from captionlib.training.early_stopping import has_stopped_early, is_over, plateau_factor
 from captionlib.training.encoder_decoder import EncoderDecoder
@@ -289,8 +289,8 @@ class Worker:
         return text + (f" and {steps} of {len(self.batches)} steps of the next" if steps else "")
 
     def _describe(self, row: dict[str, Any]) -> str:
+        scores = "  ".join(f"{LABELS[name].title} {LABELS[name].short(row[name])}" for name in HEADLINE)
         return (
             f"epoch {row['epoch']}/{self.settings.epochs}  train loss {row['train_loss']:.3f}  "
-            f"dev loss {row['dev_loss']:.3f}  BLEU-4 {100 * row['bleu_4']:.1f}  CIDEr-D {row['cider_d']:.3f}  "
-            f"{row['seconds']:.0f} s"
+            f"dev loss {row['dev_loss']:.3f}  {scores}  {row['seconds']:.0f} s"
         )
