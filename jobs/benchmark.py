@@ -22,8 +22,8 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.options import flag as option_flag
-from captionlib.config import SearchConfig, to_dict
-from captionlib.errors import UserError
+from captionlib.config import CAPTION_BATCH, SearchConfig, to_dict
+from captionlib.ranges import NOT_NEGATIVE, at_least, check_ranges
 from jobs.batch.settings import default_search_of
 from jobs.benchmarking.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
 from jobs.cli.arguments import parse
@@ -61,13 +61,15 @@ class BenchmarkSettings:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        for name in ("sample", "num_images", "num_nodes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.price_per_hour is not None and self.price_per_hour < 0:
-            raise UserError(f"--price-per-hour must not be negative, got {self.price_per_hour}")
+        check_ranges(
+            self,
+            "--",
+            sample=at_least(1),
+            num_images=at_least(1),
+            num_nodes=at_least(1),
+            batch_size=at_least(1),
+            price_per_hour=NOT_NEGATIVE,
+        )
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def measure(settings: BenchmarkSettings) -> Measured:
     opened = open_captioner(settings.model, settings.search, settings.captioner)
     captioner = opened.load(batch_size=settings.batch_size, num_threads=num_cpus())
     on_gpu = opened.needs.uses_gpu and torch.cuda.is_available()
-    batch_size = settings.batch_size or (256 if on_gpu else 32)
+    batch_size = settings.batch_size or (CAPTION_BATCH.gpu if on_gpu else CAPTION_BATCH.cpu)
     count = len(found.images)
     _say(f"fetching and decoding {count:,} images")
     loaded = steps.load(found.images, opened.transform)

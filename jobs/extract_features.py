@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from captionlib.config import EncoderConfig, to_dict
+from captionlib.config import FEATURE_BATCH, EncoderConfig, to_dict
 from jobs.batch.settings import FeatureSettings
 from jobs.cli.arguments import parse
 from jobs.outputs import run_record, schemas
@@ -71,7 +71,7 @@ def extract_features(settings: FeatureSettings) -> int:
         model = os.path.abspath(os.path.expanduser(model))
 
     def factory(plan: Plan) -> FeatureFactory:
-        batch_size = settings.work.batch_size or (256 if plan.actor_gpus else 32)
+        batch_size = settings.work.batch_size or (FEATURE_BATCH.gpu if plan.actor_gpus else FEATURE_BATCH.cpu)
         return FeatureFactory(
             encoder, model, fingerprint, settings.flip, settings.crops, batch_size, plan.actor_threads, metadata
         )

@@ -18,7 +18,7 @@ import numpy as np
 from captionlib.captioners.base import ANY_MACHINE, NOT_FINITE, Answer, Needs
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.zoo import Kind
-from captionlib.config import EngineKind, SearchConfig, from_dict
+from captionlib.config import CAPTION_BATCH, EngineKind, SearchConfig, from_dict
 from captionlib.engines.arithmetic import arithmetic
 from captionlib.errors import UserError
 from captionlib.images.transforms import EncoderSquare
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from captionlib.captioners.predictor import Predictor
 
 NOUN = "a checkpoint of this project"
-_BATCH_SIZE = {"cpu": 32, "cuda": 512}
 _HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
@@ -72,7 +71,8 @@ class OpenCheckpoint:
 
         check_checkpoint_visible(self.source)
         predictor = Predictor.from_checkpoint(self.source, num_threads=num_threads, engine=self.engine)
-        return LoadedCheckpoint(predictor, self.search, batch_size or _BATCH_SIZE.get(predictor.device.type, 32))
+        default = CAPTION_BATCH.gpu if predictor.device.type == "cuda" else CAPTION_BATCH.cpu
+        return LoadedCheckpoint(predictor, self.search, batch_size or default)
 
 
 class LoadedCheckpoint:

@@ -10,6 +10,7 @@ import tyro
 
 from captionlib.config import DecoderConfig, SearchConfig
 from captionlib.errors import UserError
+from captionlib.ranges import NOT_NEGATIVE, at_least, check_ranges
 from captionlib.training.settings import TrainingSettings
 from jobs.storage.folder import Folder
 
@@ -103,14 +104,18 @@ probabilities (see --training.teacher-share). On features, decoders trained on t
     """Number of worker failures after which the run stops; before, it restarts from its last checkpoint."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise UserError(f"num_workers must be at least 1, got {self.num_workers}")
+        check_ranges(
+            self,
+            "--",
+            num_workers=at_least(1),
+            cpus_per_worker=at_least(1),
+            checkpoint_minutes=NOT_NEGATIVE,
+            max_failures=NOT_NEGATIVE,
+        )
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
-            raise UserError(f"min_workers must be between 1 and num_workers {self.num_workers}, got {self.min_workers}")
-        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
-            raise UserError(f"cpus_per_worker must be at least 1, got {self.cpus_per_worker}")
-        if self.checkpoint_minutes < 0:
-            raise UserError(f"checkpoint_minutes must not be negative, got {self.checkpoint_minutes}")
+            raise UserError(
+                f"--min-workers must be between 1 and --num-workers {self.num_workers}, got {self.min_workers}"
+            )
         if self.from_images and self.also_features:
             raise UserError("--also-features is for training on features: with --from-images, leave it out")
         if not self.from_images and (self.encoder.train_from is not None or not self.encoder.augment):
