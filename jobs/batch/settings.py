@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
@@ -17,6 +17,7 @@ from captionlib.config import CAPTION_BATCH, SearchConfig
 from captionlib.errors import UserError
 from captionlib.ranges import NOT_NEGATIVE, SHARE, at_least, check_ranges
 from jobs.cli.arguments import peek
+from jobs.cli.encoder import EncoderSettings
 from jobs.inputs.settings import SourceSettings
 from jobs.outputs import schemas
 from jobs.outputs.export import EXPORTS
@@ -183,18 +184,7 @@ def default_search_of(arguments: Sequence[str]) -> SearchConfig:
 class FeatureSettings(BatchSettings):
     """Settings of the feature job."""
 
-    encoder: str = "efficientnet_lite0"
-    """Name of the network in its library."""
-    kind: Literal["efficientnet_lite", "torchvision", "timm"] = "efficientnet_lite"
-    """Library of the network."""
-    features: Literal["grid", "pooled", "logits"] = "grid"
-    """Output of the network to store: positions of the last stage (grid), their mean (pooled), or the classifier's
-logits."""
-    size: int | None = None
-    """Side of the square in pixels that images are scaled to; by default, the size that the weights were trained
-with."""
-    model: Annotated[str | None, _hint("DIR", "the library's ImageNet weights")] = None
-    """Checkpoint (folder or URL) whose encoder is used instead."""
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
     flip: bool = False
     """Also write the features of the mirrored images, to the folder features_flipped."""
     crops: int = 0

@@ -31,18 +31,23 @@ def parse(
     prog: str,
     description: str,
     defaults: Mapping[str, Any] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> T:
     """Parse a command line into settings. The command line overrides the settings file, which overrides `defaults`.
 
     An invalid command line or file ends the process with an error message on stderr and exit code 2.
+
+    Args:
+        renamed: flags of earlier versions, and the present names, which the error message states.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--version" in arguments:
         print(f"{prog} {__version__}")
         raise SystemExit(0)
     try:
+        _check_renamed(arguments, renamed or {})
         path = peek(arguments, "config")
-        values = dict(defaults or {}) | ({} if path is None else read_file(cls, Path(path), defaults or {}))
+        values = dict(defaults or {}) | ({} if path is None else read_file(cls, Path(path), defaults or {}, renamed))
         default = _with_defaults(cls, values)
         with _tidy_stdout():
             return tyro.cli(cls, args=arguments, prog=prog, description=description, config=_LOOKS, default=default)
@@ -75,7 +80,16 @@ def peek(argv: Sequence[str], name: str) -> str | None:
     return value
 
 
-def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in renamed:
+            raise UserError(f"{flag} is called {renamed[flag]} now: write {renamed[flag]}")
+
+
+def read_file(
+    cls: type, path: Path, defaults: Mapping[str, Any], renamed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Read settings by name from a YAML or TOML file. Names are those of the flags; `search` is a nested group.
 
     Raises:
@@ -94,6 +108,10 @@ def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, A
     }
     for key, value in stored.items():
         name = str(key).replace("-", "_")
+        now = (renamed or {}).get(f"--{name.replace('_', '-')}")
+        if now is not None and not isinstance(value, dict):
+            place, _, inner = now.removeprefix("--").partition(".")
+            raise UserError(f"{path}: {key} is called {inner} in the group {place} now")
         if name in flat:
             groups.setdefault(flat[name], {})[name] = value
         elif name in hints and dataclasses.is_dataclass(hints[name]) and name not in flat.values():

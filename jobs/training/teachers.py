@@ -52,7 +52,7 @@ def load_teacher(
     if fingerprint is not None and weights_fingerprint(_encoder(checkpoint, source)) != fingerprint:
         raise UserError(
             f"the teacher {source} was trained on features of other weights of {encoder.name} than these: extract "
-            f"the features with --model {source}"
+            f"the features with --encoder.checkpoint {source}"
         )
     return checkpoint
 
