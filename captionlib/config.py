@@ -180,15 +180,17 @@ class SearchConfig:
         if self.beam_width % self.diversity_groups:
             raise UserError(f"search.diversity_groups {self.diversity_groups} must divide beam_width {self.beam_width}")
 
-    def unused(self) -> tuple[str, ...]:
-        """Return the names of settings that have no effect on the captions of this method."""
+    def unused(self) -> dict[str, str]:
+        """Return the names of settings that have no effect on the captions, and the kind of search that ignores each."""
+        kind = {"greedy": "greedy search", "sample": "sampling", "beam": "beam search"}[self.method]
         beam = ("beam_width", "diversity_groups", "diversity_strength")
         sampling = ("temperature", "top_k", "top_p", "seed")
         if self.method == "beam":
-            return (*sampling, *(("diversity_strength",) if self.diversity_groups == 1 else ()))
+            found = dict.fromkeys(sampling, kind)
+            return found if self.diversity_groups > 1 else found | {"diversity_strength": f"{kind} in one group"}
+        found = dict.fromkeys((*beam, *(sampling if self.method == "greedy" else ())), kind)
         # A single caption is not ranked; samples are, by their length-normalised log-probability.
-        ranking = ("length_penalty",) if self.num_captions == 1 else ()
-        return (*beam, *ranking, *(sampling if self.method == "greedy" else ()))
+        return found if self.num_captions > 1 else found | {"length_penalty": f"{kind} of one caption"}
 
     def effective(self) -> SearchConfig:
         """Return the same search with unused settings at their defaults, so that equal searches compare equal."""

@@ -183,7 +183,10 @@ def _time_job(settings: BenchmarkSettings, images: Sequence[ImageRef]) -> JobTim
             flags += [option_flag(name)] if one is True else [option_flag(name), str(one)]
     if settings.batch_size is not None:
         flags += ["--batch-size", str(settings.batch_size)]
+    unused = settings.search.unused()
     for name, value in to_dict(settings.search).items():
+        if name in unused:
+            continue  # the job would warn of it
         flag = f"--search.{name.replace('_', '-')}"
         if isinstance(value, bool):
             flags += [flag] if value else []

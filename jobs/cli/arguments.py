@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from captionlib.config import from_dict, to_dict
+from captionlib.config import SearchConfig, from_dict, to_dict
 from captionlib.errors import UserError
 from captionlib.version import __version__
 from jobs.cli.help_text import tidy_help
@@ -50,7 +50,9 @@ def parse(
         values = dict(defaults or {}) | ({} if path is None else read_file(cls, Path(path), defaults or {}, renamed))
         default = _with_defaults(cls, values)
         with _tidy_stdout():
-            return tyro.cli(cls, args=arguments, prog=prog, description=description, config=_LOOKS, default=default)
+            made = tyro.cli(cls, args=arguments, prog=prog, description=description, config=_LOOKS, default=default)
+        _warn_of_unused(made, arguments, {} if path is None else _read_mapping(Path(path)))
+        return made
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -85,6 +87,23 @@ def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in renamed:
             raise UserError(f"{flag} is called {renamed[flag]} now: write {renamed[flag]}")
+
+
+def _warn_of_unused(settings: Any, arguments: Sequence[str], stored: Mapping[str, Any]) -> None:
+    """Print one line per kind of search that ignores settings that the user gave."""
+    search = getattr(settings, "search", None)
+    if not isinstance(search, SearchConfig) or getattr(settings, "quiet", False):
+        return
+    prefix = "--search."
+    given = {argument.partition("=")[0].removeprefix(prefix) for argument in arguments if argument.startswith(prefix)}
+    given = {name.replace("-", "_") for name in (*given, *stored.get("search", {}))}
+    ignored: dict[str, list[str]] = {}
+    for name, kind in search.unused().items():
+        if name in given:
+            ignored.setdefault(kind, []).append(f"{prefix}{name.replace('_', '-')}")
+    for kind, flags in ignored.items():
+        verb = "is" if len(flags) == 1 else "are"
+        print(f"warning: {' and '.join(flags)} {verb} not used by {kind}", file=sys.stderr, flush=True)
 
 
 def read_file(
