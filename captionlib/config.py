@@ -181,7 +181,7 @@ class SearchConfig:
             raise UserError(f"search.diversity_groups {self.diversity_groups} must divide beam_width {self.beam_width}")
 
     def unused(self) -> dict[str, str]:
-        """Return the names of settings that have no effect on the captions, and the kind of search that ignores each."""
+        """Return the names of settings that have no effect on the captions, each with the search that ignores it."""
         kind = {"greedy": "greedy search", "sample": "sampling", "beam": "beam search"}[self.method]
         beam = ("beam_width", "diversity_groups", "diversity_strength")
         sampling = ("temperature", "top_k", "top_p", "seed")

@@ -132,7 +132,6 @@ def measure(settings: BenchmarkSettings) -> Measured:
     """Measure each step separately, then all steps in a loop, then the job."""
     import torch
 
-    from captionlib.captioners.checkpoint import LoadedCheckpoint
     from captionlib.captioners.zoo import open_captioner
     from jobs.benchmarking import measure as steps
     from jobs.cluster.resources import num_cpus
@@ -148,12 +147,11 @@ def measure(settings: BenchmarkSettings) -> Measured:
     loaded = steps.load(found.images, opened.transform)
     _say("the model alone")
     encoder, search, engine = math.inf, steps.captioner_seconds(captioner, loaded.pixels), opened.name
-    if isinstance(captioner, LoadedCheckpoint):  # the only kind whose two halves can be measured by themselves
-        predictor = captioner.predictor
-        assert predictor.engine is not None, "a checkpoint for images"
-        encoder, search = steps.model_seconds(predictor, loaded.pixels, opened.search, batch_size)
-        engine = predictor.engine.name
-        del predictor
+    stages = captioner.stages()
+    if stages is not None:
+        encoder, search = steps.stage_seconds(stages, loaded.pixels, batch_size)
+        engine = stages.engine
+    del stages  # it holds the model
     _say("all steps in a bare loop")
     loop = steps.loop_seconds(captioner, found.images, opened.transform, batch_size)
     del captioner  # its memory, for the job's

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captionlib.captioners.base import ANY_MACHINE, NOT_FINITE, Answer, Needs
+from captionlib.captioners.base import ANY_MACHINE, NOT_FINITE, Answer, Needs, Stages
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.zoo import Kind
 from captionlib.config import CAPTION_BATCH, EngineKind, SearchConfig, from_dict
@@ -81,6 +81,24 @@ class LoadedCheckpoint:
     def __init__(self, predictor: Predictor, search: SearchConfig, batch_size: int) -> None:
         self.predictor, self.search, self.batch_size = predictor, search, batch_size
         self.overlaps = predictor.device.type == "cuda"
+
+    def stages(self) -> Stages:
+        """Return the encoder in its engine, and the search of the decoder."""
+        import torch
+
+        predictor, engine = self.predictor, self.predictor.engine
+        assert engine is not None, "a checkpoint for images"
+
+        def encode(pixels: np.ndarray) -> torch.Tensor:
+            features = engine(pixels)
+            if features.is_cuda:
+                torch.cuda.synchronize()  # the engine returns before the GPU is done
+            return features
+
+        def search(features: torch.Tensor) -> object:
+            return predictor.captioner.caption_features(features.to(predictor.device), self.search)
+
+        return Stages(engine.name, encode, search)
 
     def caption_images(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
         """Caption pixels, uint8 (B, S, S, 3), in batches."""

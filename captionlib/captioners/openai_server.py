@@ -149,6 +149,10 @@ class ServerCaptioner:
         # Of all calls together, at each endpoint.
         self._slots = {url: asyncio.Semaphore(opened.concurrency) for url in opened.endpoints}
 
+    def stages(self) -> None:
+        """None: the server runs both."""
+        return
+
     def caption_images(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
         """See `captionlib.captioners.base.LoadedCaptioner`."""
         call = _Call(self.opened, self._slots, images, image_ids)

@@ -67,6 +67,10 @@ class HubModel:
         assert (self._halves is not None) == squares, "the processor is not as it was when the model was opened"
         self._text = self._text_inputs() if squares else {}
 
+    def stages(self) -> None:
+        """None: `generate` of Transformers runs both."""
+        return
+
     def caption_images(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
         """Caption images in batches. If memory runs out, the batch size is halved permanently."""
         answers: list[Answer] = []
