@@ -15,7 +15,7 @@ from captionlib.errors import UserError
 
 KINDS = {
     "hf": "captionlib.captioners.hub.kind",
-    "openai": "captionlib.captioners.openai_server",
+    "openai": "captionlib.captioners.server.kind",
 }
 """Prefix of `--model` before a colon, and the module of the kind. To add a kind, write a module with a `KIND`."""
 CHECKPOINT = "captionlib.captioners.checkpoint"
