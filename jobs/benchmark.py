@@ -151,10 +151,10 @@ def measure(settings: BenchmarkSettings) -> Measured:
     if stages is not None:
         encoder, search = steps.stage_seconds(stages, loaded.pixels, batch_size)
         engine = stages.engine
-    del stages  # it holds the model
+    del stages  # it refers to the model, whose memory the job needs
     _say("all steps in a bare loop")
     loop = steps.loop_seconds(captioner, found.images, opened.transform, batch_size)
-    del captioner  # its memory, for the job's
+    del captioner  # frees its memory for the job
     _say("the job, with Ray")
     job = _time_job(settings, found.images)
     good = len(loaded.pixels)
@@ -192,7 +192,7 @@ def _time_job(settings: BenchmarkSettings, images: Sequence[ImageRef]) -> JobTim
             flags += [flag, str(value)]
     with tempfile.TemporaryDirectory() as folder:
         if images[0].shard is not None:
-            source = images[0].shard  # as a whole: the job takes no single images out of one
+            source = images[0].shard  # the whole shard, because the job cannot read single images of it
         else:
             source = f"{folder}/sample.txt"
             Path(source).write_text("".join(f"{image.path}\n" for image in images), encoding="utf-8")
@@ -288,7 +288,7 @@ def _page(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, fu
     numbers.append((f"for {future.num_images:,} images", duration(future.hours * 3600)))
     if future.cost is not None:
         numbers.append(("cost", f"{future.cost:,.2f}"))
-    # Listing comes before the others, and is so much faster that their bars would vanish beside its.
+    # Listing is left out: it is so much faster that the other bars would be invisible beside its bar.
     bars = {step: rate for step, rate, _ in rows if rate is not None and step != "listing"}
     table = [(step, "" if rate is None else round(rate, 1), note) for step, rate, note in rows]
     page = Page(

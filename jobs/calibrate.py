@@ -101,7 +101,7 @@ def calibrate(settings: CalibrateSettings) -> int:
         draft = Path(folder) / "checkpoint"
         shutil.copytree(directory, draft)
         add_confidence(draft, model)
-        # config.json comes last: a folder that has it is complete.
+        # config.json is written last, so that a folder that contains it is complete.
         for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
             output.write(file.name, file.read_bytes())
     print(f"{len(found)} captions, {sum(is_right)} right; cross-validated in {settings.folds} parts:")

@@ -35,7 +35,7 @@ IMAGE_SCORES = pa.schema(
         ("path", pa.string()),
         ("caption", pa.string()),
         ("references", pa.list_(pa.string())),
-        *((name, pa.float64()) for name in LABELS),  # null where the metric was left out
+        *((name, pa.float64()) for name in LABELS),  # null if the metric was left out
     ]
 )
 
@@ -217,7 +217,7 @@ def _print(scores: Scores, diversity: Diversity, notes: Sequence[str], where: st
     table.add_column(justify="right")
     for name, value in _table(scores, diversity):
         table.add_row(name, value)
-    # Neither colour nor mark-up where the text is a path, and no line breaks where it is a log.
+    # Without markup, so that paths are not interpreted, and without wrapping, so that logs keep whole lines.
     console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     console.print(scores.signature)

@@ -60,11 +60,11 @@ def extract_features(settings: FeatureSettings) -> int:
     from jobs.batch.summary import print_summary
 
     encoder = _describe(settings.encoder)
-    # Built here once: missing weights should be said now, and rows of different weights must not be mixed.
+    # The encoder is built here to report missing weights at once, and to record the fingerprint of the weights.
     fingerprint = weights_fingerprint(load_encoder(encoder, settings.encoder.checkpoint))
     identity = {
         "schema_version": schemas.FEATURES_VERSION,
-        "features": "binary float16",  # lists of numbers in earlier versions: one output has one kind
+        "features": "binary float16",  # earlier versions wrote lists of numbers; an output must not mix both
         "encoder": to_dict(encoder),
         "weights": fingerprint,
         "flip": settings.flip,
@@ -93,7 +93,7 @@ def extract_features(settings: FeatureSettings) -> int:
         transform=EncoderSquare(encoder.preprocessing),
         factory=factory,
         arithmetic=lambda gpu: arithmetic("auto", gpu=gpu),
-        compact=False,  # a chunk's features are tens of megabytes already
+        compact=False,  # the files are large enough: the features of a chunk take tens of megabytes
     )
     outcome = run_batch_job(job, settings)
     if not settings.quiet:

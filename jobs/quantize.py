@@ -97,7 +97,7 @@ def quantize(settings: QuantizeSettings) -> int:
         draft = Path(folder) / "checkpoint"
         shutil.copytree(directory, draft)
         add_int8_encoder(draft, graph.read_bytes())
-        # config.json comes last: a folder that has it is complete.
+        # config.json is written last, so that a folder that contains it is complete.
         for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
             output.write(file.name, file.read_bytes())
     print(

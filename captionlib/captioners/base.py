@@ -94,8 +94,7 @@ class LoadedCaptioner(Protocol):
 
         Args:
             images: output of the captioner's transform: uint8 (B, S, S, 3), or B arrays HWC uint8 (H, W, 3) of
-                different sizes;
-                in [0, 255], read-only.
+                different sizes; in [0, 255], read-only.
             image_ids: B ids, which seed random choices.
 
         Returns:

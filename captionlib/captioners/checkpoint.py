@@ -107,7 +107,7 @@ class LoadedCheckpoint:
         for start in range(0, len(pixels), self.batch_size):
             batch = slice(start, start + self.batch_size)
             for captions in self.predictor.caption_pixels(pixels[batch], self.search, image_ids[batch]):
-                # NaN or -inf: the model's answer is no number, and its words mean nothing.
+                # If the log-probability is NaN or -inf, the words are meaningless.
                 finite = [c for c in captions if c.log_prob is not None and math.isfinite(c.log_prob)]
                 answers.append(finite or NOT_FINITE)
         return answers
@@ -125,7 +125,7 @@ def _default_search(model: str, options: CaptionerOptions) -> SearchConfig:
             return SearchConfig()
     else:
         folder = Path(model).expanduser()
-    # Without captionlib.checkpoints, which needs PyTorch: --help should not take seconds.
+    # The file is read directly, because captionlib.checkpoints would make --help slower.
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return from_dict(SearchConfig, stored["search"])
@@ -156,7 +156,7 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
         raise UserError(
             f"the checkpoint {model} has no encoder in 8-bit integers: make one that has with python -m jobs.quantize"
         )
-    # Each machine finds the checkpoint by itself: at the same path, or at a URL.
+    # Each machine opens the checkpoint itself: at the same path, or from a URL.
     is_elsewhere = model == "default" or "://" in model
     return OpenCheckpoint(
         name=model,

@@ -22,8 +22,7 @@ def resolve_checkpoint(source: str | Path | None = None) -> Path:
     Args:
         source: a folder; an fsspec URL such as s3://bucket/run/best; or None or "default" for the checkpoint that comes
             with the project. Downloads are stored in $CAPTIONLIB_CACHE (default: ~/.cache/captionlib) and renewed when
-            the
-            source changes.
+            the source changes.
 
     Raises:
         CheckpointError: there is no checkpoint, or it could not be downloaded.
@@ -61,13 +60,13 @@ def _fetch(url: str) -> Path:
 
     try:
         fs, root = fsspec.core.url_to_fs(url)
-        fs.invalidate_cache()  # what an earlier look saw may have changed
+        fs.invalidate_cache()  # fsspec caches listings, and the checkpoint may have changed
         names = [os.path.basename(item["name"]) for item in fs.ls(root, detail=True) if item["type"] == "file"]
         names = [name for name in (CONFIG, VOCABULARY, WEIGHTS, INT8_ENCODER, CARD) if name in names]
-        state = [(name, fs.ukey(f"{root}/{name}")) for name in names]  # of ETags, in an object store
+        state = [(name, fs.ukey(f"{root}/{name}")) for name in names]  # in an object store, ukey returns the ETag
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {url}: there is nothing") from error
-    except Exception as error:  # every store has its own for a wrong key, host or protocol
+    except Exception as error:  # stores raise different exceptions for a wrong key, host or protocol
         raise CheckpointError(f"the checkpoint {url} could not be read: {error}") from error
     if CONFIG not in names:
         raise CheckpointError(f"no checkpoint at {url}: it holds no {CONFIG}")
@@ -80,7 +79,7 @@ def _fetch(url: str) -> Path:
                 fs.get_file(f"{root}/{name}", str(draft / name))
             except Exception as error:
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise  # this disk, not that store
+                    raise  # the local disk is full; the store is not at fault
                 raise CheckpointError(f"{url}/{name} could not be fetched: {error}") from error
         check_checkpoint(draft)
     return target

@@ -23,7 +23,7 @@ from captionlib.confidence import Calibration
 from captionlib.config import ModelConfig, SearchConfig, from_dict
 from captionlib.vocabulary import Vocabulary
 
-if TYPE_CHECKING:  # the driver of a job looks at checkpoints, and should not wait for PyTorch
+if TYPE_CHECKING:  # the driver of a job reads checkpoints and should start without importing PyTorch
     from torch import Tensor
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from captionlib.checkpoints.files import CheckpointError
 
-if TYPE_CHECKING:  # the driver of a job looks at checkpoints, and should not wait for PyTorch
+if TYPE_CHECKING:  # the driver of a job reads checkpoints and should start without importing PyTorch
     from torch import Tensor, nn
 
-# Batch norm counts its batches to average over all of them, which no network here does.
+# Batch norm uses this counter only for a cumulative average, which no network here uses.
 _NOT_STORED = "num_batches_tracked"
 
 

@@ -49,7 +49,7 @@ def save_checkpoint(
     save_file(weights, directory / WEIGHTS)
     vocabulary.save(directory / VOCABULARY)
     (directory / CARD).write_text(card, encoding="utf-8")
-    (directory / INT8_ENCODER).unlink(missing_ok=True)  # of another captioner, that lay here before
+    (directory / INT8_ENCODER).unlink(missing_ok=True)  # it would belong to the captioner that was saved here before
     settings = to_dict(model)
     config = {
         "format": FORMAT_VERSION,

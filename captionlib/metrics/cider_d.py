@@ -131,7 +131,7 @@ class CiderD:
             document_frequency.update(
                 set().union(*(count_ngrams(reference, MAX_ORDER) for reference in image_references))
             )
-        # An n-gram of one image weighs as much as one of none, so it need not be kept; most n-grams are such.
+        # An n-gram that occurs in one image has the same weight as an unknown one, so most n-grams need not be kept.
         shared = {ngram: count for ngram, count in document_frequency.items() if count > 1}
         return cls(by_key, shared, len(by_key))
 

@@ -108,7 +108,7 @@ def _meteor(truths: dict[int, list[str]], results: dict[int, list[str]]) -> tupl
     try:
         score, image_scores = meteor.compute_score(truths, results)
     finally:
-        # A failure leaves the lock held, and the object's own clean-up would wait for it for ever.
+        # After a failure the lock is still held, and the clean-up of the object would wait for it forever.
         if meteor.lock.locked():
             meteor.lock.release()
     return float(score), [float(value) for value in image_scores]

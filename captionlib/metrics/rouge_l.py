@@ -51,7 +51,7 @@ def lcs_length(left: Tokens, right: Tokens) -> int:
     for index, word in enumerate(left):
         positions[word] = positions.get(word, 0) | 1 << index
     everywhere = (1 << len(left)) - 1
-    # A cleared bit i says: the subsequence grows where left's prefix grows by its i-th word.
+    # Bit i is 0 if the subsequence becomes longer when the i-th word is added to the prefix of `left`.
     row = everywhere
     for word in right:
         matches = row & positions.get(word, 0)

@@ -47,8 +47,7 @@ def curves_png(metrics: Sequence[MetricRow] | pa.Table, *, title: str = "") -> b
 
     Args:
         metrics: rows in order of time with `step` or `epoch`, and any columns of `PANELS`; a value that is missing,
-            None or
-            not finite is a gap (dev scores exist once per epoch).
+            None or not finite is a gap (dev scores exist once per epoch).
         title: text above the diagrams.
 
     Raises:
@@ -67,7 +66,7 @@ def curves_png(metrics: Sequence[MetricRow] | pa.Table, *, title: str = "") -> b
     except ImportError:
         raise UserError("training curves need matplotlib: pip install 'captionlib[train]'") from None
 
-    # The figure belongs to no pyplot state and no window: this also runs on a worker's thread.
+    # The figure is created without pyplot, because this also runs in a thread of a worker.
     num_columns = min(3, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
     layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)

@@ -114,5 +114,5 @@ def _folder_for_now(output: Folder, job: BatchJob) -> Iterator[Folder]:
         delete_manifest(trial / "manifest")
         if trial.is_local:
             shutil.rmtree(trial.url, ignore_errors=True)
-            with contextlib.suppress(OSError):  # it holds something
+            with contextlib.suppress(OSError):  # the folder is not empty
                 os.rmdir(output.url)

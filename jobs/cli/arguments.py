@@ -21,7 +21,7 @@ from jobs.cli.help_text import tidy_help
 from jobs.cli.pipes import quiet_when_unread
 
 T = TypeVar("T")
-_LOOKS = (tyro.conf.PositionalMetavarFromFieldName,)  # INPUT and OUTPUT in --help by name
+_LOOKS = (tyro.conf.PositionalMetavarFromFieldName,)  # --help shows INPUT and OUTPUT by name
 
 
 def parse(
@@ -78,7 +78,7 @@ def peek(argv: Sequence[str], name: str) -> str | None:
     try:
         value: str | None = getattr(parser.parse_known_args(list(argv))[0], name)
     except argparse.ArgumentError:
-        return None  # no value after the flag: the real parser will say so
+        return None  # the flag has no value, which the real parser reports
     return value
 
 
@@ -183,7 +183,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         import yaml
 
         values = yaml.safe_load(text) or {}
-    except Exception as error:  # each library has its own; all of them say where in the file
+    except Exception as error:  # the libraries raise different exceptions; all messages state the place in the file
         raise UserError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings by name, got {type(values).__name__}")

@@ -26,7 +26,7 @@ class Progress:
         self.failed = 0
         self.deferred = 0
         self.started = time.monotonic()
-        self.first: tuple[float, int] | None = None  # when the first part came, and its images
+        self.first: tuple[float, int] | None = None  # time of the first committed chunk, and its number of images
         self.last = self.started
         self.rates: list[tuple[float, float]] = []
         """Pairs (seconds since the start, images per second since the previous pair)."""
@@ -95,7 +95,7 @@ class Progress:
 
     def _rate(self, now: float) -> None:
         seconds, images = now - self.started, self.images
-        # Points a fiftieth of the run apart at most, however long the run: a report can draw them all.
+        # The points are at least a fiftieth of the elapsed time apart, so that the chart of a long run has few of them.
         if seconds - self._rated[0] >= max(2.0, seconds / 50):
             self.rates.append((seconds, (images - self._rated[1]) / (seconds - self._rated[0])))
             self._rated = (seconds, images)

@@ -30,7 +30,7 @@ def evaluation_page(
         notes: remarks on what was not computed.
     """
     ordered = sorted(rows, key=lambda row: row[MAIN_SCORE], reverse=True)
-    # Of few images each is shown once.
+    # With few images, none is shown in both lists.
     num_shown = min(NUM_EXTREMES, len(ordered) // 2)
     best, worst = ordered[:num_shown], ordered[len(ordered) - num_shown :]
     main = LABELS[MAIN_SCORE].title

@@ -67,7 +67,7 @@ class DevEvaluation:
         captions: dict[int, str] = {}
         for start in range(0, len(mine), _IMAGES_AT_ONCE):
             images = mine[start : start + _IMAGES_AT_ONCE]
-            # Dev images are shown in one way only, so that nothing is drawn from the generator.
+            # Dev images have a single view, so nothing is drawn from the generator.
             loaded = self.batches.inputs.load(images, np.arange(len(images)), np.random.default_rng(0))
             found = captioner.caption_features(shown_on(loaded, device), self.search, images.tolist())
             for image, hypotheses in zip(images.tolist(), found, strict=True):

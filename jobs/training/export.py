@@ -39,7 +39,7 @@ def export_best(prepared: Prepared, encoder: nn.Module | None, result: Any, repo
     report.write(history)
     training = {
         "settings": to_dict(settings.training),
-        # Kind and splits, but no paths: a checkpoint is passed on, and they are nobody's business.
+        # Paths are left out, because checkpoints are shared and paths may be private.
         "data": {name: getattr(settings.data, name) for name in ("kind", "train_split", "dev_split")},
         "images": len(prepared.train.paths),
         "best_epoch": metrics["epoch"],
@@ -57,7 +57,7 @@ def export_best(prepared: Prepared, encoder: nn.Module | None, result: Any, repo
             training=training,
             card=_model_card(prepared, training),
         )
-        # config.json comes last: a folder that has it is complete.
+        # config.json is written last, so that a folder that contains it is complete.
         for file in sorted(Path(directory).iterdir(), key=lambda file: file.name == CONFIG):
             folder.write(file.name, file.read_bytes())
     return folder.url
@@ -69,7 +69,7 @@ def find_encoder(prepared: Prepared) -> nn.Module | None:
     Raises:
         UserError: the encoder is not available.
     """
-    # Ready-made vectors of an unknown encoder train a decoder for other such vectors, not for photos.
+    # With ready-made vectors of an unknown encoder, the decoder can caption only such vectors, not photos.
     if prepared.settings.from_images or prepared.encoder.kind == "vectors":
         return None
     encoder = starting_encoder(prepared)

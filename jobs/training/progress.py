@@ -72,7 +72,7 @@ class TrainProgress:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # On this machine, since others may be lost.
+        # The actor runs on this machine, because others may be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(EventMailbox).remote(max_failures)
         self._keep = keep
@@ -98,11 +98,11 @@ class TrainProgress:
 
         last = False
         while not last:
-            last = self._stop.wait(_POLL_SECONDS)  # after the end, once more for what came meanwhile
+            last = self._stop.wait(_POLL_SECONDS)  # after the end, events are taken once more
             try:
                 events = ray.get(self.mailbox.take.remote(), timeout=60 if last else None)
             except ray.exceptions.RayError:
-                return  # the cluster is gone, and the driver will say so
+                return  # the cluster is gone, which the driver reports
             for event in events:
                 self._show(event)
 

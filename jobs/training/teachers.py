@@ -39,7 +39,7 @@ def load_teacher(
         )
     theirs = checkpoint.model.encoder
     if on_images:
-        # Each normalises pixels for itself, but they are scaled once.
+        # Images are scaled once for all teachers; each teacher normalises the pixels itself.
         fits = theirs.kind != "vectors" and theirs.preprocessing.size == encoder.preprocessing.size
     else:
         fits = theirs == encoder

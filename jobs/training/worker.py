@@ -43,10 +43,10 @@ def train_worker(config: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # what is gathered goes over the current device
-    # SingleProcessPipeline a GPU the CPUs decode photos in threads, which must not start threads of their own.
+        torch.cuda.set_device(device)  # NCCL gathers objects through the current device
+    # With a GPU, the CPUs decode photos in threads, which must not start PyTorch's own threads.
     torch.set_num_threads(1 if device.type == "cuda" else config["cpus_per_worker"])
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, where the products are not in bfloat16
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU for products that are not in bfloat16
     mailbox, rank = config["mailbox"], context.get_world_rank()
     ray.get(mailbox.at.remote(rank, position_of("start", 0, 0)))
     worker = None
@@ -105,7 +105,7 @@ class Worker:
             encoder=decoder.encoder if isinstance(decoder, EncoderDecoder) else None,
             teachers=None if teachers is None else teachers.to(self.device),
         )
-        torch.manual_seed(self.settings.seed + 1 + self.rank)  # but drops out differently
+        torch.manual_seed(self.settings.seed + 1 + self.rank)  # but dropout differs between workers
         self._last_save = time.monotonic()
         self.position = position_of("start", 0, 0)
 
@@ -252,7 +252,7 @@ class Worker:
         """Record that a phase begins. Steps are frequent, so the message is sent without waiting."""
         import ray
 
-        # The checkpoint at an epoch's end is written when the epoch is in the history already.
+        # At the end of an epoch, the checkpoint is written after the epoch was added to the history.
         is_over = phase in ("checkpoint", "report") and self.learner.step_number == len(self.standing.history) * len(
             self.batches
         )

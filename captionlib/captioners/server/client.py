@@ -49,7 +49,7 @@ class ServerCaptioner:
         self.chat, self.concurrency = chat, concurrency
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="requests", daemon=True).start()
-        # Of all calls together, at each endpoint.
+        # Limits the requests of all calls together at each endpoint.
         self._slots = {url: asyncio.Semaphore(concurrency) for url in endpoints}
 
     def stages(self) -> None:
@@ -67,7 +67,7 @@ class _Try:
 
     def __init__(self, place: int) -> None:
         self.place = place
-        self.attempts = 0  # that the image may be at fault for: lost connections are not among them
+        self.attempts = 0  # counts only failures that the image may have caused, not lost connections
 
 
 class _Call:
@@ -113,7 +113,7 @@ class _Call:
         """Send images to one endpoint until all images have answers."""
         failures = 0
         while any(answer is None for answer in self.answers):
-            if not self.waiting:  # the last ones are under way elsewhere, and may come back
+            if not self.waiting:  # other workers hold the last images and may put them back into the queue
                 await asyncio.sleep(0.05)
                 continue
             item = self.waiting.popleft()
