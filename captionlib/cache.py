@@ -59,7 +59,7 @@ def publish(target: Path) -> Iterator[Path]:
         raise _cache_error(target.parent, error) from error
     try:
         yield draft
-        draft.chmod(0o755)  # mkdtemp's are for one user; a cache may be shared
+        draft.chmod(0o755)  # mkdtemp allows only its own user, but a cache may be shared
         try:
             draft.rename(target)
         except OSError:

@@ -18,7 +18,7 @@ import numpy as np
 
 from captionlib.errors import UserError
 
-if TYPE_CHECKING:  # checkpoints are read without waiting for PyTorch
+if TYPE_CHECKING:  # checkpoints are read without importing PyTorch
     from torch import Tensor
 
     from captionlib.search import Hypothesis
@@ -67,7 +67,7 @@ def evidence(hypothesis: Hypothesis, words: Sequence[str], feature_norm: float) 
     log_probs, entropies = np.array(hypothesis.word_log_probs), np.array(hypothesis.entropies)
     if not len(log_probs):
         raise UserError("confidence needs the log-probability of each word: search with keep_steps=True")
-    places = [*hypothesis.tokens, 0][: len(log_probs)]  # `<eos>` is the most frequent
+    places = [*hypothesis.tokens, 0][: len(log_probs)]  # `<eos>` counts as the most frequent word, with rank 0
     weights = np.log1p(np.array(places, float))
     share = weights / max(float(weights.sum()), 1e-9)
     signals = (

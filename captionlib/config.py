@@ -12,9 +12,10 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from captionlib.errors import UserError
+from captionlib.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, POSITIVE, at_least, check_ranges
 
 SquareMode = Literal["squash", "center_crop", "pad"]
 FeatureKind = Literal["grid", "pooled", "logits"]
@@ -24,6 +25,19 @@ DecoderKind = Literal["lstm_init", "lstm_attention", "lstm_adaptive", "transform
 AttentionKind = Literal["additive", "dot", "scaled_dot", "general", "multi_head"]
 
 T = TypeVar("T")
+
+
+class BatchSize(NamedTuple):
+    """Default number of images per batch, by device."""
+
+    cpu: int
+    gpu: int
+
+
+CAPTION_BATCH = BatchSize(cpu=32, gpu=512)
+"""Of the captioner of a checkpoint."""
+FEATURE_BATCH = BatchSize(cpu=32, gpu=256)
+"""Of an encoder by itself: it may be much larger than those of captioners."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +77,7 @@ class EncoderConfig:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
-        for name in ("feature_dim", "num_positions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"encoder.{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(self, "encoder.", feature_dim=at_least(1), num_positions=at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +108,18 @@ class DecoderConfig:
     """Longest caption that the decoder can represent, `<eos>` included (transformer positions)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"decoder.dropout must be in [0, 1), got {self.dropout}")
-        if self.projection_dim < 0:
-            raise UserError(f"decoder.projection_dim must not be negative, got {self.projection_dim}")
-        for name in ("hidden_dim", "embedding_dim", "attention_dim", "num_heads", "num_layers", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"decoder.{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(
+            self,
+            "decoder.",
+            dropout=BELOW_ONE,
+            projection_dim=NOT_NEGATIVE,
+            hidden_dim=at_least(1),
+            embedding_dim=at_least(1),
+            attention_dim=at_least(1),
+            num_heads=at_least(1),
+            num_layers=at_least(1),
+            max_tokens=at_least(1),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,20 +152,23 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.method not in ("greedy", "sample", "beam"):
             raise UserError(f"search.method must be greedy, sample or beam, got {self.method!r}")
-        for name in ("beam_width", "num_captions", "max_tokens", "diversity_groups"):
-            if getattr(self, name) < 1:
-                raise UserError(f"search.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("min_tokens", "no_repeat_ngram", "top_k", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"search.{name} must not be negative, got {getattr(self, name)}")
+        check_ranges(
+            self,
+            "search.",
+            beam_width=at_least(1),
+            num_captions=at_least(1),
+            max_tokens=at_least(1),
+            diversity_groups=at_least(1),
+            min_tokens=NOT_NEGATIVE,
+            no_repeat_ngram=NOT_NEGATIVE,
+            top_k=NOT_NEGATIVE,
+            seed=NOT_NEGATIVE,
+            length_penalty=NOT_NEGATIVE,
+            temperature=POSITIVE,
+            top_p=ABOVE_ZERO,
+        )
         if self.min_tokens > self.max_tokens:
             raise UserError(f"search.min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
-        if self.length_penalty < 0:
-            raise UserError(f"search.length_penalty must not be negative, got {self.length_penalty}")
-        if self.temperature <= 0:
-            raise UserError(f"search.temperature must be positive, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"search.top_p must be in (0, 1], got {self.top_p}")
         if self.method == "greedy" and self.num_captions > 1:
             raise UserError(
                 f"greedy search has one caption per image, {self.num_captions} were asked for: use beam or sample"
@@ -160,15 +180,17 @@ class SearchConfig:
         if self.beam_width % self.diversity_groups:
             raise UserError(f"search.diversity_groups {self.diversity_groups} must divide beam_width {self.beam_width}")
 
-    def unused(self) -> tuple[str, ...]:
-        """Return the names of settings that have no effect on the captions of this method."""
+    def unused(self) -> dict[str, str]:
+        """Return the names of settings that have no effect on the captions, each with the search that ignores it."""
+        kind = {"greedy": "greedy search", "sample": "sampling", "beam": "beam search"}[self.method]
         beam = ("beam_width", "diversity_groups", "diversity_strength")
         sampling = ("temperature", "top_k", "top_p", "seed")
         if self.method == "beam":
-            return (*sampling, *(("diversity_strength",) if self.diversity_groups == 1 else ()))
+            found = dict.fromkeys(sampling, kind)
+            return found if self.diversity_groups > 1 else found | {"diversity_strength": f"{kind} in one group"}
+        found = dict.fromkeys((*beam, *(sampling if self.method == "greedy" else ())), kind)
         # A single caption is not ranked; samples are, by their length-normalised log-probability.
-        ranking = ("length_penalty",) if self.num_captions == 1 else ()
-        return (*beam, *ranking, *(sampling if self.method == "greedy" else ()))
+        return found if self.num_captions > 1 else found | {"length_penalty": f"{kind} of one caption"}
 
     def effective(self) -> SearchConfig:
         """Return the same search with unused settings at their defaults, so that equal searches compare equal."""

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0] if arguments else ""
     if name in COMMANDS:
         module = importlib.import_module(f"jobs.{name.replace('-', '_')}")
-        module.PROG = f"captionlib {name}"  # type: ignore[attr-defined]  # in its --help and messages
+        module.PROG = f"captionlib {name}"  # type: ignore[attr-defined]  # for --help and messages
         code: int = module.main(arguments[1:])
         return code
     with quiet_when_unread():

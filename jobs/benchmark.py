@@ -22,8 +22,8 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.options import flag as option_flag
-from captionlib.config import SearchConfig, to_dict
-from captionlib.errors import UserError
+from captionlib.config import CAPTION_BATCH, SearchConfig, to_dict
+from captionlib.ranges import NOT_NEGATIVE, at_least, check_ranges
 from jobs.batch.settings import default_search_of
 from jobs.benchmarking.forecast import Bottleneck, Forecast, Rates, bottleneck, forecast
 from jobs.cli.arguments import parse
@@ -61,13 +61,15 @@ class BenchmarkSettings:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
-        for name in ("sample", "num_images", "num_nodes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.price_per_hour is not None and self.price_per_hour < 0:
-            raise UserError(f"--price-per-hour must not be negative, got {self.price_per_hour}")
+        check_ranges(
+            self,
+            "--",
+            sample=at_least(1),
+            num_images=at_least(1),
+            num_nodes=at_least(1),
+            batch_size=at_least(1),
+            price_per_hour=NOT_NEGATIVE,
+        )
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,6 @@ def measure(settings: BenchmarkSettings) -> Measured:
     """Measure each step separately, then all steps in a loop, then the job."""
     import torch
 
-    from captionlib.captioners.checkpoint import LoadedCheckpoint
     from captionlib.captioners.zoo import open_captioner
     from jobs.benchmarking import measure as steps
     from jobs.cluster.resources import num_cpus
@@ -140,21 +141,20 @@ def measure(settings: BenchmarkSettings) -> Measured:
     opened = open_captioner(settings.model, settings.search, settings.captioner)
     captioner = opened.load(batch_size=settings.batch_size, num_threads=num_cpus())
     on_gpu = opened.needs.uses_gpu and torch.cuda.is_available()
-    batch_size = settings.batch_size or (256 if on_gpu else 32)
+    batch_size = settings.batch_size or (CAPTION_BATCH.gpu if on_gpu else CAPTION_BATCH.cpu)
     count = len(found.images)
     _say(f"fetching and decoding {count:,} images")
     loaded = steps.load(found.images, opened.transform)
     _say("the model alone")
     encoder, search, engine = math.inf, steps.captioner_seconds(captioner, loaded.pixels), opened.name
-    if isinstance(captioner, LoadedCheckpoint):  # the only kind whose two halves can be measured by themselves
-        predictor = captioner.predictor
-        assert predictor.engine is not None, "a checkpoint for images"
-        encoder, search = steps.model_seconds(predictor, loaded.pixels, opened.search, batch_size)
-        engine = predictor.engine.name
-        del predictor
+    stages = captioner.stages()
+    if stages is not None:
+        encoder, search = steps.stage_seconds(stages, loaded.pixels, batch_size)
+        engine = stages.engine
+    del stages  # it refers to the model, whose memory the job needs
     _say("all steps in a bare loop")
     loop = steps.loop_seconds(captioner, found.images, opened.transform, batch_size)
-    del captioner  # its memory, for the job's
+    del captioner  # frees its memory for the job
     _say("the job, with Ray")
     job = _time_job(settings, found.images)
     good = len(loaded.pixels)
@@ -181,7 +181,10 @@ def _time_job(settings: BenchmarkSettings, images: Sequence[ImageRef]) -> JobTim
             flags += [option_flag(name)] if one is True else [option_flag(name), str(one)]
     if settings.batch_size is not None:
         flags += ["--batch-size", str(settings.batch_size)]
+    unused = settings.search.unused()
     for name, value in to_dict(settings.search).items():
+        if name in unused:
+            continue  # the job would warn of it
         flag = f"--search.{name.replace('_', '-')}"
         if isinstance(value, bool):
             flags += [flag] if value else []
@@ -189,7 +192,7 @@ def _time_job(settings: BenchmarkSettings, images: Sequence[ImageRef]) -> JobTim
             flags += [flag, str(value)]
     with tempfile.TemporaryDirectory() as folder:
         if images[0].shard is not None:
-            source = images[0].shard  # as a whole: the job takes no single images out of one
+            source = images[0].shard  # the whole shard, because the job cannot read single images of it
         else:
             source = f"{folder}/sample.txt"
             Path(source).write_text("".join(f"{image.path}\n" for image in images), encoding="utf-8")
@@ -285,7 +288,7 @@ def _page(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, fu
     numbers.append((f"for {future.num_images:,} images", duration(future.hours * 3600)))
     if future.cost is not None:
         numbers.append(("cost", f"{future.cost:,.2f}"))
-    # Listing comes before the others, and is so much faster that their bars would vanish beside its.
+    # Listing is left out: it is so much faster that the other bars would be invisible beside its bar.
     bars = {step: rate for step, rate, _ in rows if rate is not None and step != "listing"}
     table = [(step, "" if rate is None else round(rate, 1), note) for step, rate, note in rows]
     page = Page(

@@ -21,6 +21,7 @@ import numpy as np
 from tyro.conf import Positional, UseAppendAction
 
 from captionlib.errors import UserError
+from captionlib.ranges import POSITIVE, at_least, check_ranges
 from jobs.cli.arguments import parse
 from jobs.cli.exit_codes import run_command
 from jobs.storage.folder import Folder
@@ -54,10 +55,7 @@ class CalibrateSettings:
     """A YAML or TOML file with any of these settings; the command line takes precedence."""
 
     def __post_init__(self) -> None:
-        if self.folds < 2:
-            raise UserError(f"--folds must be at least 2, got {self.folds}")
-        if self.ridge <= 0:
-            raise UserError(f"--ridge must be positive, got {self.ridge}")
+        check_ranges(self, "--", folds=at_least(2), ridge=POSITIVE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +101,7 @@ def calibrate(settings: CalibrateSettings) -> int:
         draft = Path(folder) / "checkpoint"
         shutil.copytree(directory, draft)
         add_confidence(draft, model)
-        # config.json comes last: a folder that has it is complete.
+        # config.json is written last, so that a folder that contains it is complete.
         for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
             output.write(file.name, file.read_bytes())
     print(f"{len(found)} captions, {sum(is_right)} right; cross-validated in {settings.folds} parts:")

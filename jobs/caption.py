@@ -84,7 +84,7 @@ def caption(settings: CaptionSettings) -> int:
             tuple(Folder.of(text).url for text in settings.inputs),
             is_sharded=settings.shard is not None,
         )
-        # They come with the rows: an output some of whose images have one would be two outputs.
+        # Sidecar files are part of the identity, because otherwise only some images of an output might have one.
         identity["sidecar"] = {name: getattr(sidecar, name) for name in ("mode", "prefix", "suffix")}
         identity["sidecar"] |= {} if sidecar.ending == ".txt" else {"ending": sidecar.ending}
         identity["sidecar"] |= {} if folder is None else {"folder": masked(folder)}

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tyro.conf import Positional
 
 from captionlib.errors import UserError
-from captionlib.metrics import Diversity, JavaScores, Scores, score_captions, score_with_java
+from captionlib.metrics import LABELS, METRICS, PYTHON_METRICS, Diversity, Scores, score_captions
 from captionlib.metrics import diversity as diversity_metric
 from captionlib.text import tokenize
 from jobs.evaluation.inputs import Match, Matched, Pair, coco_numbers, match, read_captions, read_references
@@ -29,15 +29,13 @@ from jobs.outputs.run_record import now, versions
 from jobs.storage.folder import Folder
 
 Kind = Literal["flickr8k", "flickr30k", "coco", "karpathy", "csv", "parquet"]
-METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor", "spice")
-TITLES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR", "SPICE")
 
 IMAGE_SCORES = pa.schema(
     [
         ("path", pa.string()),
         ("caption", pa.string()),
         ("references", pa.list_(pa.string())),
-        *((name, pa.float64()) for name in METRICS),  # null where the metric was left out
+        *((name, pa.float64()) for name in LABELS),  # null if the metric was left out
     ]
 )
 
@@ -118,23 +116,23 @@ def evaluate(settings: EvaluateSettings) -> int:
     scores = score_captions(
         {key: pair.caption for key, pair in pairs.items()},
         {key: pair.references for key, pair in pairs.items()},
+        METRICS if settings.java else PYTHON_METRICS,
     )
-    java = _java_scores(pairs) if settings.java else JavaScores(None, None, {}, {}, ())
     diversity = diversity_metric.statistics(tokenize(pair.caption) for pair in pairs.values()).score(
         _training_captions(settings)
     )
-    notes += java.notes
-    rows = _image_rows(pairs, scores, java)
+    notes += scores.notes
+    rows = _image_rows(pairs, scores)
     folder = Folder.of(settings.output_folder)
-    folder.write("scores.json", _scores_json(settings, scores, java, diversity, notes))
+    folder.write("scores.json", _scores_json(settings, scores, diversity, notes))
     folder.write("images.parquet", _parquet(rows))
     if settings.report:
         from captionlib.report import render_page
         from jobs.evaluation.report import evaluation_page
 
-        page = evaluation_page(rows, _table(scores, java, diversity), scores.signature, notes)
+        page = evaluation_page(rows, _table(scores, diversity), scores.signature, notes)
         folder.write("report.html", render_page(page))
-    _print(scores, java, diversity, notes, folder.url)
+    _print(scores, diversity, notes, folder.url)
     return 0
 
 
@@ -152,13 +150,6 @@ def _notes_on_match(matched: Matched, partial: bool) -> list[str]:
     return notes
 
 
-def _java_scores(pairs: Mapping[str, Pair]) -> JavaScores:
-    return score_with_java(
-        {key: tokenize(pair.caption) for key, pair in pairs.items()},
-        {key: [tokenize(text) for text in pair.references] for key, pair in pairs.items()},
-    )
-
-
 def _training_captions(settings: EvaluateSettings) -> set[tuple[str, ...]] | None:
     if settings.train_captions is None:
         return None
@@ -168,16 +159,14 @@ def _training_captions(settings: EvaluateSettings) -> set[tuple[str, ...]] | Non
     return {tuple(tokenize(caption)) for record in records for caption in record.captions}
 
 
-def _image_rows(pairs: Mapping[str, Pair], scores: Scores, java: JavaScores) -> list[dict[str, Any]]:
+def _image_rows(pairs: Mapping[str, Pair], scores: Scores) -> list[dict[str, Any]]:
     return [
         {
             "path": pair.path,
             "reference_path": pair.reference_path,
             "caption": pair.caption,
             "references": list(pair.references),
-            **dataclasses.asdict(scores.images[key]),
-            "meteor": java.image_meteor.get(key),
-            "spice": java.image_spice.get(key),
+            **{name: scores.images[key].get(name) for name in LABELS},
         }
         for key, pair in pairs.items()
     ]
@@ -190,20 +179,9 @@ def _parquet(rows: Iterable[Mapping[str, Any]]) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def _corpus_scores(scores: Scores, java: JavaScores) -> dict[str, float]:
-    """Return the scores by metric, without the metrics that were not computed."""
-    values = {name: getattr(scores, name, None) for name in METRICS} | {
-        "meteor": java.meteor,
-        "spice": java.spice,
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _scores_json(
-    settings: EvaluateSettings, scores: Scores, java: JavaScores, diversity: Diversity, notes: Sequence[str]
-) -> bytes:
+def _scores_json(settings: EvaluateSettings, scores: Scores, diversity: Diversity, notes: Sequence[str]) -> bytes:
     record = {
-        "scores": _corpus_scores(scores, java),
+        "scores": dict(scores.corpus),
         "signature": scores.signature,
         "num_images": scores.num_images,
         "diversity": dataclasses.asdict(diversity),
@@ -215,10 +193,9 @@ def _scores_json(
     return json.dumps(record, indent=2, ensure_ascii=False, default=str).encode() + b"\n"
 
 
-def _table(scores: Scores, java: JavaScores, diversity: Diversity) -> list[tuple[str, str]]:
+def _table(scores: Scores, diversity: Diversity) -> list[tuple[str, str]]:
     """Return name and value of each score for printing."""
-    found = _corpus_scores(scores, java)
-    table = [(title, f"{found[name]:.4f}") for name, title in zip(METRICS, TITLES, strict=True) if name in found]
+    table = [(LABELS[name].title, f"{value:.4f}") for name, value in scores.corpus.items()]
     table += [
         ("images", f"{scores.num_images:,}"),
         ("distinct captions", f"{diversity.num_distinct:,}"),
@@ -231,16 +208,16 @@ def _table(scores: Scores, java: JavaScores, diversity: Diversity) -> list[tuple
     return table
 
 
-def _print(scores: Scores, java: JavaScores, diversity: Diversity, notes: Sequence[str], where: str) -> None:
+def _print(scores: Scores, diversity: Diversity, notes: Sequence[str], where: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for name, value in _table(scores, java, diversity):
+    for name, value in _table(scores, diversity):
         table.add_row(name, value)
-    # Neither colour nor mark-up where the text is a path, and no line breaks where it is a log.
+    # Without markup, so that paths are not interpreted, and without wrapping, so that logs keep whole lines.
     console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     console.print(scores.signature)

@@ -1,7 +1,7 @@
 """Run an encoder over every image of a folder or bucket, so that decoders can be trained on its features.
 
     python -m jobs.extract_features photos features --flip --crops 4
-    python -m jobs.extract_features s3://bucket/photos s3://bucket/features --kind torchvision --encoder resnet50
+    python -m jobs.extract_features s3://bucket/photos features --encoder.kind torchvision --encoder.name resnet50
 
 The folder features/features has one row per image: path and features (float16, N * D), or an error. Running the same
 command again resumes an interrupted job and processes new images.
@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from captionlib.config import EncoderConfig, to_dict
+from captionlib.config import FEATURE_BATCH, EncoderConfig, to_dict
 from jobs.batch.settings import FeatureSettings
 from jobs.cli.arguments import parse
+from jobs.cli.encoder import EncoderSettings
 from jobs.outputs import run_record, schemas
 from jobs.storage.paths import is_local
 
@@ -25,11 +26,19 @@ if TYPE_CHECKING:
     from jobs.cluster.resources import Plan
 
 PROG = "python -m jobs.extract_features"
+RENAMED = {
+    "--encoder": "--encoder.name",
+    "--kind": "--encoder.kind",
+    "--features": "--encoder.features",
+    "--size": "--encoder.size",
+    "--model": "--encoder.checkpoint",
+}
+"""Flags of earlier versions, and what they are called now, as in jobs.train."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0 complete, 1 incomplete, 2 invalid request, 130 interrupted."""
-    settings = parse(FeatureSettings, argv, prog=PROG, description=__doc__ or "")
+    settings = parse(FeatureSettings, argv, prog=PROG, description=__doc__ or "", renamed=RENAMED)
     from jobs.cli.exit_codes import run_command
 
     return run_command(PROG, lambda: extract_features(settings))
@@ -50,12 +59,12 @@ def extract_features(settings: FeatureSettings) -> int:
     from jobs.batch.run import run_batch_job
     from jobs.batch.summary import print_summary
 
-    encoder = _describe(settings)
-    # Built here once: missing weights should be said now, and rows of different weights must not be mixed.
-    fingerprint = weights_fingerprint(load_encoder(encoder, settings.model))
+    encoder = _describe(settings.encoder)
+    # The encoder is built here to report missing weights at once, and to record the fingerprint of the weights.
+    fingerprint = weights_fingerprint(load_encoder(encoder, settings.encoder.checkpoint))
     identity = {
         "schema_version": schemas.FEATURES_VERSION,
-        "features": "binary float16",  # lists of numbers in earlier versions: one output has one kind
+        "features": "binary float16",  # earlier versions wrote lists of numbers; an output must not mix both
         "encoder": to_dict(encoder),
         "weights": fingerprint,
         "flip": settings.flip,
@@ -66,12 +75,12 @@ def extract_features(settings: FeatureSettings) -> int:
         "version": run_record.versions().get("captionlib", "unknown"),
     }
 
-    model = settings.model
+    model = settings.encoder.checkpoint
     if model not in (None, "default") and is_local(model):
         model = os.path.abspath(os.path.expanduser(model))
 
     def factory(plan: Plan) -> FeatureFactory:
-        batch_size = settings.work.batch_size or (256 if plan.actor_gpus else 32)
+        batch_size = settings.work.batch_size or (FEATURE_BATCH.gpu if plan.actor_gpus else FEATURE_BATCH.cpu)
         return FeatureFactory(
             encoder, model, fingerprint, settings.flip, settings.crops, batch_size, plan.actor_threads, metadata
         )
@@ -84,7 +93,7 @@ def extract_features(settings: FeatureSettings) -> int:
         transform=EncoderSquare(encoder.preprocessing),
         factory=factory,
         arithmetic=lambda gpu: arithmetic("auto", gpu=gpu),
-        compact=False,  # a chunk's features are tens of megabytes already
+        compact=False,  # the files are large enough: the features of a chunk take tens of megabytes
     )
     outcome = run_batch_job(job, settings)
     if not settings.quiet:
@@ -92,17 +101,14 @@ def extract_features(settings: FeatureSettings) -> int:
     return 0 if outcome.counts.done or not outcome.counts.failed else 1
 
 
-def _describe(settings: FeatureSettings) -> EncoderConfig:
-    from captionlib.encoders import describe_encoder, resized
+def _describe(settings: EncoderSettings) -> EncoderConfig:
+    if settings.checkpoint is None:
+        return settings.describe()
+    from captionlib.checkpoints import check_checkpoint, read_config, resolve_checkpoint
 
-    if settings.model is not None:
-        from captionlib.checkpoints import check_checkpoint, read_config, resolve_checkpoint
-
-        directory = resolve_checkpoint(settings.model)
-        check_checkpoint(directory)
-        config = read_config(directory).model.encoder
-        return config if settings.size is None else resized(config, settings.size)
-    return describe_encoder(settings.kind, settings.encoder, settings.features, settings.size)
+    directory = resolve_checkpoint(settings.checkpoint)
+    check_checkpoint(directory)
+    return settings.describe_stored(read_config(directory).model.encoder, settings.checkpoint)
 
 
 if __name__ == "__main__":

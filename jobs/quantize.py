@@ -22,6 +22,7 @@ from tyro.conf import Positional
 
 from captionlib.config import EngineKind
 from captionlib.errors import UserError
+from captionlib.ranges import at_least, check_ranges
 from jobs.cli.arguments import parse
 from jobs.cli.exit_codes import run_command
 from jobs.storage.folder import Folder
@@ -52,8 +53,7 @@ compare the two encoders.
     """A YAML or TOML file with any of these settings; the command line overrides it."""
 
     def __post_init__(self) -> None:
-        if self.sample < 1:
-            raise UserError(f"--sample must be at least 1, got {self.sample}")
+        check_ranges(self, "--", sample=at_least(1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def quantize(settings: QuantizeSettings) -> int:
         draft = Path(folder) / "checkpoint"
         shutil.copytree(directory, draft)
         add_int8_encoder(draft, graph.read_bytes())
-        # config.json comes last: a folder that has it is complete.
+        # config.json is written last, so that a folder that contains it is complete.
         for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
             output.write(file.name, file.read_bytes())
     print(

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = (
-    "version", "errors", "config", "text", "vocabulary", "devices", "cache", "images", "datasets", "metrics",
+    "version", "errors", "ranges", "config", "text", "vocabulary", "devices", "cache", "images", "datasets", "metrics",
     "report", "features", "encoders", "decoders", "search", "confidence", "checkpoints", "engines", "captioners",
     "training",
 )  # fmt: skip

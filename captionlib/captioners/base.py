@@ -9,7 +9,7 @@ Shapes: B images of a call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -67,6 +67,18 @@ Answer = list[Caption] | CaptionFault
 """The captions of an image, best first, at least one; or the reason why there is none."""
 
 
+@dataclass(frozen=True)
+class Stages:
+    """The encoder and the search of a captioner, which can be measured one by one."""
+
+    engine: str
+    """Name of the engine that runs the encoder."""
+    encode: Callable[[np.ndarray], Any]
+    """Converts pixels, uint8 (B, S, S, 3), to features; returns when they are computed."""
+    search: Callable[[Any], object]
+    """Captions the features."""
+
+
 class LoadedCaptioner(Protocol):
     """A captioner with its weights or its connection, ready to use."""
 
@@ -74,13 +86,15 @@ class LoadedCaptioner(Protocol):
     def overlaps(self) -> bool:
         """Whether concurrent calls from two threads are allowed and faster."""
 
+    def stages(self) -> Stages | None:
+        """Return its encoder and its search; None if it can be measured only as a whole."""
+
     def caption_images(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
         """Caption any number of images, in batches of the captioner's choice.
 
         Args:
             images: output of the captioner's transform: uint8 (B, S, S, 3), or B arrays HWC uint8 (H, W, 3) of
-                different sizes;
-                in [0, 255], read-only.
+                different sizes; in [0, 255], read-only.
             image_ids: B ids, which seed random choices.
 
         Returns:

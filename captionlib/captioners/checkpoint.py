@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captionlib.captioners.base import ANY_MACHINE, NOT_FINITE, Answer, Needs
+from captionlib.captioners.base import ANY_MACHINE, NOT_FINITE, Answer, Needs, Stages
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.zoo import Kind
-from captionlib.config import EngineKind, SearchConfig, from_dict
+from captionlib.config import CAPTION_BATCH, EngineKind, SearchConfig, from_dict
 from captionlib.engines.arithmetic import arithmetic
 from captionlib.errors import UserError
 from captionlib.images.transforms import EncoderSquare
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from captionlib.captioners.predictor import Predictor
 
 NOUN = "a checkpoint of this project"
-_BATCH_SIZE = {"cpu": 32, "cuda": 512}
 _HUB_NAME = r"[\w.-]+/[\w.-]+"
 
 
@@ -72,7 +71,8 @@ class OpenCheckpoint:
 
         check_checkpoint_visible(self.source)
         predictor = Predictor.from_checkpoint(self.source, num_threads=num_threads, engine=self.engine)
-        return LoadedCheckpoint(predictor, self.search, batch_size or _BATCH_SIZE.get(predictor.device.type, 32))
+        default = CAPTION_BATCH.gpu if predictor.device.type == "cuda" else CAPTION_BATCH.cpu
+        return LoadedCheckpoint(predictor, self.search, batch_size or default)
 
 
 class LoadedCheckpoint:
@@ -82,6 +82,24 @@ class LoadedCheckpoint:
         self.predictor, self.search, self.batch_size = predictor, search, batch_size
         self.overlaps = predictor.device.type == "cuda"
 
+    def stages(self) -> Stages:
+        """Return the encoder in its engine, and the search of the decoder."""
+        import torch
+
+        predictor, engine = self.predictor, self.predictor.engine
+        assert engine is not None, "a checkpoint for images"
+
+        def encode(pixels: np.ndarray) -> torch.Tensor:
+            features = engine(pixels)
+            if features.is_cuda:
+                torch.cuda.synchronize()  # the engine returns before the GPU is done
+            return features
+
+        def search(features: torch.Tensor) -> object:
+            return predictor.captioner.caption_features(features.to(predictor.device), self.search)
+
+        return Stages(engine.name, encode, search)
+
     def caption_images(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
         """Caption pixels, uint8 (B, S, S, 3), in batches."""
         pixels = np.asarray(images)
@@ -89,7 +107,7 @@ class LoadedCheckpoint:
         for start in range(0, len(pixels), self.batch_size):
             batch = slice(start, start + self.batch_size)
             for captions in self.predictor.caption_pixels(pixels[batch], self.search, image_ids[batch]):
-                # NaN or -inf: the model's answer is no number, and its words mean nothing.
+                # If the log-probability is NaN or -inf, the words are meaningless.
                 finite = [c for c in captions if c.log_prob is not None and math.isfinite(c.log_prob)]
                 answers.append(finite or NOT_FINITE)
         return answers
@@ -107,7 +125,7 @@ def _default_search(model: str, options: CaptionerOptions) -> SearchConfig:
             return SearchConfig()
     else:
         folder = Path(model).expanduser()
-    # Without captionlib.checkpoints, which needs PyTorch: --help should not take seconds.
+    # The file is read directly, because captionlib.checkpoints would make --help slower.
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return from_dict(SearchConfig, stored["search"])
@@ -138,7 +156,7 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
         raise UserError(
             f"the checkpoint {model} has no encoder in 8-bit integers: make one that has with python -m jobs.quantize"
         )
-    # Each machine finds the checkpoint by itself: at the same path, or at a URL.
+    # Each machine opens the checkpoint itself: at the same path, or from a URL.
     is_elsewhere = model == "default" or "://" in model
     return OpenCheckpoint(
         name=model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# A full stop that ends no sentence stands behind one letter or a title.
+# A full stop after a single letter or a title does not end a sentence.
 _SENTENCE_END = re.compile(r"""(?<!\b[A-Za-z])(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)[.!?]+["')\]”’]*(?=\s|$)""")
 
 

@@ -12,6 +12,7 @@ from tyro.conf import UseAppendAction, arg
 
 from captionlib.config import EngineKind
 from captionlib.errors import UserError
+from captionlib.ranges import POSITIVE, at_least, check_ranges
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["8bit", "4bit"]
@@ -64,12 +65,14 @@ the work. The key is read from OPENAI_API_KEY."""
     """Largest number of concurrent requests to each endpoint."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "max_side", "concurrency"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{flag(name)} must be at least 1, got {value}")
-        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
-            raise UserError(f"--repetition-penalty must be positive, got {self.repetition_penalty}")
+        check_ranges(
+            self,
+            "--",
+            max_new_tokens=at_least(1),
+            max_side=at_least(1),
+            concurrency=at_least(1),
+            repetition_penalty=POSITIVE,
+        )
         if self.prompt is not None and self.prompt_file is not None:
             raise UserError("--prompt and --prompt-file are two prompts: leave one out")
 

@@ -73,11 +73,12 @@ class Predictor:
         encoder = None if settings.encoder.kind == "vectors" else build_encoder(settings.encoder)
         decoder = build_decoder(settings.decoder, settings.encoder.feature_dim, len(self.vocabulary))
         load_weights(Captioner(encoder, decoder), checkpoint.weights, "the checkpoint")
-        # The engine has the encoder in its own form; a captioner without it does not keep it twice.
+        # The engine holds its own form of the encoder, so the captioner is built without one to save memory.
         self.captioner = Captioner(None, decoder).to(self.device).eval()
         self._one_search = contextlib.nullcontext() if self.device.type == "cpu" else threading.Lock()
         if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32: the decoder's products, several times faster
+            # TF32 makes the matrix products of the decoder several times faster.
+            torch.set_float32_matmul_precision("high")
         self.engine: EncoderEngine | None = None
         if encoder is not None:
             self.engine = build_engine(
@@ -219,7 +220,7 @@ class Predictor:
     def _find(
         self, features: Tensor, search: SearchConfig | None, image_ids: Sequence[int] | None, *, keep_steps: bool
     ) -> list[list[Hypothesis]]:
-        # Two searches at once would only share the device's time. A second thread encodes its batch meanwhile.
+        # Two concurrent searches would only share the device. Meanwhile a second thread can encode its batch.
         with self._one_search:
             return self.captioner.caption_features(
                 features.to(self.device), search or self.search, image_ids, keep_steps=keep_steps

@@ -15,7 +15,7 @@ from captionlib.errors import UserError
 
 KINDS = {
     "hf": "captionlib.captioners.hub.kind",
-    "openai": "captionlib.captioners.openai_server",
+    "openai": "captionlib.captioners.server.kind",
 }
 """Prefix of `--model` before a colon, and the module of the kind. To add a kind, write a module with a `KIND`."""
 CHECKPOINT = "captionlib.captioners.checkpoint"
@@ -53,8 +53,7 @@ def open_captioner(model: str, search: SearchConfig, options: CaptionerOptions =
 
     Args:
         model: `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER` for a model of the Hugging Face hub; `openai:NAME` for a
-            model on
-            servers; otherwise a checkpoint of this project: a folder, a URL, or `default`.
+            model on servers; otherwise a checkpoint of this project: a folder, a URL, or `default`.
 
     Raises:
         UserError: the model is not available, or does not support the settings; the message states what to do.

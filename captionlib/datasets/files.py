@@ -95,7 +95,7 @@ def read_text(path: str) -> str:
 
 def read_lines(path: str) -> Iterator[tuple[str, str]]:
     """Yield `(file:line, text)` of each line that is not blank."""
-    # Not splitlines(): that also breaks at characters which captions from the web hold, such as U+2028.
+    # splitlines() would also split at characters that occur in captions from the web, such as U+2028.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield f"{path}:{number}", line.rstrip("\r")

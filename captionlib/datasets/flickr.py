@@ -42,7 +42,7 @@ FLICKR30K = Layout(
     title="Flickr30k",
     captions=("results_20130124.token", "results.csv", "captions.txt"),
     images=("flickr30k-images", "flickr30k_images", "Images"),
-    # The lists of Flickr30k Entities (Plummer et al. 2015); the dataset itself came without.
+    # The lists are those of Flickr30k Entities (Plummer et al. 2015); the dataset was published without splits.
     splits={"train": "train.txt", "dev": "val.txt", "test": "test.txt"},
 )
 
@@ -126,7 +126,7 @@ def _pipe_rows(path: str) -> Iterator[CaptionRow]:
     lines = read_lines(path)
     next(lines)
     for where, line in lines:
-        # The caption comes last and is not quoted, so that it may hold a bar.
+        # The caption is the last field and is not quoted, so it may contain a bar.
         name, _, rest = line.partition("|")
         number, bar, caption = rest.partition("|")
         if not bar and (match := _NUMBER_AND_CAPTION.fullmatch(rest)):

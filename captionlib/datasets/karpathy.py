@@ -40,7 +40,7 @@ def _rows(captions_file: str, images: list[Any]) -> Iterator[CaptionRow]:
     for position, image in enumerate(images):
         where = f"{captions_file}: images[{position}]"
         try:
-            # COCO's file says in which of its folders an image is, the other two don't.
+            # Only COCO's file states the folder of each image (filepath).
             name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
             split = canonical_split(image["split"], where)
             captions = [sentence["raw"] for sentence in image["sentences"]]

@@ -65,7 +65,7 @@ class AdditiveAttention(SingleHeadAttention):
         super().__init__(attention_dim)
         self.project_query = nn.Linear(query_dim, attention_dim)
         self.project_key = nn.Linear(feature_dim, attention_dim, bias=False)
-        self.score = nn.Linear(attention_dim, 1, bias=False)  # a bias would cancel in the softmax
+        self.score = nn.Linear(attention_dim, 1, bias=False)  # the softmax would cancel a bias
 
     def keys(self, values: Tensor) -> Tensor:
         """(B, N, D) → W_k v (B, N, A)."""

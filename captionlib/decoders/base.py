@@ -53,9 +53,8 @@ class Decoder(nn.Module):
         """Score given captions: features (B, N, D), tokens (B, K, T) as `<bos>` words `<eos>` and `<pad>`.
 
         Args:
-            teacher_forcing: probability that the input of a step is the given word instead of the model's own
-                choice (scheduled
-                sampling, Bengio et al. 2015), drawn per word from torch's generator.
+            teacher_forcing: probability that the input of a step is the given word instead of the model's own choice
+                (scheduled sampling, Bengio et al. 2015), drawn per word from torch's generator.
 
         Raises:
             ValueError: there is no caption, or one is too long.

@@ -68,7 +68,8 @@ class RecurrentDecoder(Decoder):
         read = []
         for t, (images, captions) in enumerate(zip(order.num_images, order.num_captions, strict=True)):
             here = (slice(images), slice(captions))
-            if h.shape[:2] != (images, captions):  # a slice costs little, but its gradient is as large as the whole
+            if h.shape[:2] != (images, captions):
+                # Sliced only when needed, because the gradient of a slice has the size of the whole tensor.
                 h, c, last = h[here], c[here], tuple(part[here] for part in last)
                 memory = {name: tensor[:images] for name, tensor in memory.items()}
             word = embedded[t][here]  # (B', K', E)

@@ -60,7 +60,7 @@ class TransformerDecoder(Decoder):
         If `teacher_forcing` is less than 1, captions are read twice: the model's own choices of the first pass replace
         some words in the second (Mihaylova & Martins 2019, section 3).
         """
-        # What depends on the captions' lengths is computed on the host, where they come from.
+        # Shapes that depend on caption lengths are computed on the host, so that it need not wait for the device.
         following = tokens[:, :, 1:].cpu()  # (B, K, T - 1)
         words = (following != PAD).flatten().nonzero().squeeze(1)  # (M,)
         if len(words) == 0:
@@ -112,7 +112,7 @@ class TransformerDecoder(Decoder):
                 f"a caption of {last} tokens, <eos> included, exceeds decoder.max_tokens {self.max_tokens}: "
                 "shorten captions, or train with a larger one"
             )
-        # Embeddings start small for the output's sake (see WordTable); here they come to the positions' size.
+        # Word embeddings start small for the output layer (see WordTable): scale them to the size of the positions.
         x = self.words(tokens) * math.sqrt(self.positions.shape[1]) + self.positions[first:last]
         x = self.dropout(x)
         state = dict(state)
@@ -159,7 +159,7 @@ class TransformerLayer(nn.Module):
         """
         context, words = self._look_back(self.norm_words(x), words)
         x = x + self.dropout(context)
-        # All words of an image's captions are queries of that one image, which is not copied for them.
+        # The words of all captions of an image are queries to the same keys, so the keys are not copied.
         query = self.norm_image(x).view(image.shape[0], -1, x.shape[-1])  # (B, K * L, H)
         context, weights = self.image_attention(query, image, image)
         x = x + self.dropout(context.view_as(x))
@@ -171,7 +171,7 @@ class TransformerLayer(nn.Module):
         query, new = self.project_words(x).split([x.shape[-1], 2 * x.shape[-1]], dim=-1)
         words = torch.cat([words, new], dim=1)
         key, value = (split_heads(part, self.num_heads) for part in words.chunk(2, dim=-1))  # (R, heads, t + L, ...)
-        # One new word may look at all; several are a whole caption, of which no word looks ahead.
+        # A single new word may attend to all words; several are a whole caption and need the causal mask.
         context = F.scaled_dot_product_attention(
             split_heads(query, self.num_heads), key, value, is_causal=x.shape[1] > 1
         )  # (R, heads, L, H / heads)

@@ -166,7 +166,7 @@ class _ConvNormAct(nn.Module):
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, activate: bool = True
     ) -> None:
         super().__init__()
-        # At stride 1 SAME is symmetric, and the convolution pads by itself, which engines do for nothing.
+        # At stride 1, SAME padding is symmetric: the convolution can do it, which costs nothing in the engines.
         padding = kernel // 2 if stride == 1 else 0
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01)
@@ -176,7 +176,8 @@ class _ConvNormAct(nn.Module):
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         if stride > 1:
             (top, bottom), (left, right) = (_same_padding(int(side), kernel, stride) for side in x.shape[2:])
-            x = F.pad(x, (left, right, top, bottom), value=0.0)  # stated: else it is not merged into the convolution
+            # With an explicit value, the padding is merged into the convolution.
+            x = F.pad(x, (left, right, top, bottom), value=0.0)
         x = self.norm(self.conv(x))
         return F.relu6(x) if self.activate else x
 

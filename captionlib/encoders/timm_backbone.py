@@ -39,7 +39,7 @@ class TimmBackbone(nn.Module):
         if not isinstance(grid, Tensor):
             raise UserError(f"{type(self.network).__name__} has no single last stage: take features of the kind pooled")
         if grid.dim() == 3:
-            return grid[:, self.num_prefix_tokens :]  # class and register tokens are no places in the image
+            return grid[:, self.num_prefix_tokens :]  # class and register tokens are not positions of the image
         return grid.permute(0, 3, 1, 2) if self.channels_last else grid
 
 

@@ -42,7 +42,7 @@ _SIZE_OPTIONS = {
 }
 
 # Inception's weights come from TensorFlow and want values in [-1, 1]. torchvision converts to that inside the
-# network, from ImageNet's statistics; here the preprocessing says it, and the network converts nothing.
+# network, from ImageNet's statistics; here the preprocessing does it instead of the network.
 _PLUS_MINUS_ONE = {"googlenet", "inception"}
 
 
@@ -84,7 +84,7 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
         options = _SIZE_OPTIONS[family](preprocessing.size)
     try:
         network = models.get_model(name, weights=weights if pretrained else None, **options)
-    except OSError as error:  # URLError among them
+    except OSError as error:  # URLError is an OSError
         raise UserError(
             f"the ImageNet weights of {name} could not be downloaded ({error}): fetch {weights.url} on a machine "
             f"that can and put it into {torch.hub.get_dir()}/checkpoints, or take an encoder of the kind "
@@ -95,7 +95,7 @@ def build(name: str, features: FeatureKind, pretrained: bool, size: int | None) 
 
 def _cut(network: nn.Module, family: str, features: FeatureKind) -> nn.Module:
     """What computes the features and nothing else, under the network's own parameter names."""
-    if family in _PLUS_MINUS_ONE:  # classifiers half-way up, which only training has a use for
+    if family in _PLUS_MINUS_ONE:  # auxiliary classifiers are used only in training
         network.aux_logits = False  # type: ignore[assignment]
         network.AuxLogits = network.aux1 = network.aux2 = None  # type: ignore[assignment]
     if features == "logits":
@@ -112,7 +112,7 @@ def _cut(network: nn.Module, family: str, features: FeatureKind) -> nn.Module:
         if name == _LAST_STAGE[family]:
             break
     if family == "densenet":
-        trunk["relu"] = nn.ReLU()  # a function call between features and pooling
+        trunk["relu"] = nn.ReLU()  # DenseNet applies it as a function between features and pooling
     if features == "pooled":
         trunk["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(trunk)

@@ -55,9 +55,9 @@ def describe_encoder(kind: str, name: str, features: FeatureKind = "grid", size:
         raise UserError(f"an encoder sees at least {SMALLEST_SIZE} x {SMALLEST_SIZE} pixels, got size {size}")
     build = _builder(kind)
     try:
-        with torch.device("meta"):  # shapes alone: no weights are drawn, nothing is computed
+        with torch.device("meta"):  # computes only shapes, without initialising weights
             backbone, preprocessing = build(name, features, False, size)
-    except NotImplementedError:  # RegNet computes its widths with tensors, and needs real ones
+    except NotImplementedError:  # RegNet computes its widths with tensors, which must not be meta tensors
         backbone, preprocessing = build(name, features, False, size)
     draft = EncoderConfig(kind=kind, name=name, features=features, preprocessing=preprocessing)  # type: ignore[arg-type]
     encoder = Encoder(backbone.to("meta"), draft).eval()

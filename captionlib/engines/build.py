@@ -28,7 +28,7 @@ from captionlib.engines.torch_engine import TorchEngine
 from captionlib.errors import CaptionlibWarning, UserError
 
 _GRAPH = "encoder.onnx"
-# Part of the cache's key: a graph that an earlier version of this file exported is not used.
+# Part of the cache key, so that graphs exported by earlier versions of this file are not used.
 _GRAPH_VERSION = 1
 # Largest difference between a graph's features and PyTorch's, as a share of the largest feature.
 _TOLERANCE = 1e-3
@@ -95,12 +95,12 @@ def _openvino_engine(
     folder = cache_folder("onnx") / digest(*parts)
     try:
         return OpenVinoEngine(folder / _GRAPH, num_threads)
-    except (OSError, RuntimeError):  # not there, or damaged
+    except (OSError, RuntimeError):  # the cached graph is missing or damaged
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         try:
             draft = stack.enter_context(publish(folder))
-        except CacheError:  # it costs the export each time, and nothing else
+        except CacheError:  # without a cache the graph is exported each time
             draft = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         export_onnx(encoder, preprocessing, draft / _GRAPH)
         try:

@@ -36,12 +36,12 @@ class PixelNetwork(nn.Module):
         self.std: Tensor
         self.dtype = dtype
         self.encoder = encoder.to(dtype).to(memory_format=torch.channels_last)
-        # Buffers: a tensor that is made from Python numbers within the network could not be recorded in a graph.
+        # Stored as buffers, because creating a tensor from Python numbers cannot be recorded in a CUDA graph.
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        # A contiguous (B, S, S, 3), seen as (B, 3, S, S), lies in channels-last order: nothing is copied.
+        # A contiguous (B, S, S, 3) viewed as (B, 3, S, S) is already in channels-last order, so nothing is copied.
         images = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std  # (B, 3, S, S)
         features: Tensor = self.encoder(images.to(self.dtype))
         return features.float()
@@ -55,8 +55,7 @@ class CudaEngine:
         preprocessing: conversion of pixels to the input of the encoder.
         device: a CUDA device.
         compiled: fuse operations with `torch.compile`, which delays the first batch by about half a minute. If this
-            fails, a
-            warning is given and the encoder runs uncompiled.
+            fails, a warning is given and the encoder runs uncompiled.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class CudaEngine:
                 features = self._encode(pinned.to(self.device, non_blocking=True))[: len(pixels)]
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self._stream)
-            features.record_stream(current)  # its memory is not given to another tensor before the search is done
+            features.record_stream(current)  # keeps the allocator from reusing the memory before the search is done
         return features
 
     def _encode(self, batch: Tensor) -> Tensor:

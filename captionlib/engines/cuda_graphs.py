@@ -90,11 +90,12 @@ def record_graph(network: Network, example: Tensor) -> Network:
     stream = torch.cuda.Stream(example.device)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries choose their algorithms and take their memory before the recording
+        for _ in range(3):
+            # In the first calls, libraries choose algorithms and allocate memory, which must not be recorded.
             network(given)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile, such as one that decodes.
+    # thread_local allows other threads, such as one that decodes images, to use the device meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         output = network(given)
 

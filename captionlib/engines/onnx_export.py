@@ -65,12 +65,12 @@ def export_onnx(encoder: Encoder, preprocessing: Preprocessing, path: Path) -> N
 @contextlib.contextmanager
 def _exporter_settings() -> Iterator[None]:
     """Allow one export at a time, because the exporter's state and these settings are global."""
-    # An encoder that cannot be exported would have its graph printed, thousands of lines.
+    # Otherwise PyTorch prints the graph of an encoder that cannot be exported, which is thousands of lines long.
     silent = mock.patch("torch._C._jit_onnx_log", create=True)
     with _exporting, torch.no_grad(), silent, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of deprecation, and of shapes that become constants
+        warnings.simplefilter("ignore")  # warnings of deprecation and of shapes that become constants are expected
         fast_path = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # an operation that ONNX has not
+        torch.backends.mha.set_fastpath_enabled(False)  # ONNX has no such operation
         try:
             yield
         finally:

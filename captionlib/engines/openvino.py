@@ -32,9 +32,9 @@ class OpenVinoEngine:
         self.name = f"openvino {import_openvino().__version__.partition('-')[0]}"
         settings = {
             "INFERENCE_NUM_THREADS": num_threads,
-            "PERFORMANCE_HINT": "LATENCY",  # all threads on one batch
-            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the CPU has it
-            "ENABLE_CPU_PINNING": False,  # several processes would be pinned to the same CPUs
+            "PERFORMANCE_HINT": "LATENCY",  # all threads work on one batch
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that support it
+            "ENABLE_CPU_PINNING": False,  # pinning would put several processes on the same CPUs
         }
         self._request = compile_graph(graph, settings).create_infer_request()
         self._lock = threading.Lock()

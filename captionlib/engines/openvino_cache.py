@@ -33,10 +33,10 @@ def compile_graph(graph: Path, settings: Mapping[str, Any]) -> Any:
     folder = cache_folder("openvino") / digest(*_key(core, graph.read_bytes(), settings))
     try:
         return core.import_model((folder / _COMPILED).read_bytes(), "CPU", dict(settings))
-    except (OSError, RuntimeError):  # not there, or damaged
+    except (OSError, RuntimeError):  # the cached network is missing or damaged
         shutil.rmtree(folder, ignore_errors=True)
     compiled = core.compile_model(str(graph), "CPU", dict(settings))
-    with contextlib.suppress(CacheError), publish(folder) as draft:  # without a cache it is compiled each time
+    with contextlib.suppress(CacheError), publish(folder) as draft:  # a cache that cannot be written is no error
         exported = io.BytesIO()
         compiled.export_model(exported)
         (draft / _COMPILED).write_bytes(exported.getbuffer())

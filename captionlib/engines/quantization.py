@@ -25,7 +25,7 @@ from captionlib.engines.onnx_export import export_onnx
 from captionlib.engines.openvino import OpenVinoEngine
 from captionlib.engines.torch_engine import TorchEngine
 
-# Convolutions, and what stands between them, so that their results need not become floats in between.
+# Convolutions and the operations between them, so that results are not converted to floats in between.
 _OPERATIONS = ["Conv", "Add", "Clip", "Relu"]
 _FLOAT_CONVOLUTIONS = 3
 """Number of convolutions at the input that stay in float. They process the image itself, and rounding it causes most of
@@ -55,7 +55,7 @@ def quantize_encoder(encoder: Encoder, preprocessing: Preprocessing, pixels: Seq
     with tempfile.TemporaryDirectory() as folder, _without_advice():
         exported, folded = Path(folder) / "exported.onnx", Path(folder) / "folded.onnx"
         export_onnx(encoder, preprocessing, exported)
-        quant_pre_process(str(exported), str(folded), skip_symbolic_shape=True)  # batch norms go into convolutions
+        quant_pre_process(str(exported), str(folded), skip_symbolic_shape=True)  # folds batch norms into convolutions
         quantize_static(
             str(folded),
             str(path),
@@ -87,7 +87,7 @@ def _beginning(graph: Path) -> list[str]:
     """Return the names of the first nodes of a graph, up to the last convolution that stays in float."""
     import onnx
 
-    nodes = [node for node in onnx.load(str(graph)).graph.node if node.op_type in _OPERATIONS]  # in order
+    nodes = [node for node in onnx.load(str(graph)).graph.node if node.op_type in _OPERATIONS]  # in topological order
     convolutions = [number for number, node in enumerate(nodes) if node.op_type == "Conv"]
     if len(convolutions) <= _FLOAT_CONVOLUTIONS:
         return []

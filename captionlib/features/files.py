@@ -94,9 +94,8 @@ def open_source(fs: Any, files: Sequence[str], encoder: EncoderConfig | None) ->
         encoder: encoder of ready-made features, if known.
 
     Raises:
-        UserError: here or from `pieces`: a file has another format than stated, other features than the first
-            file, or a
-            different number of names and features.
+        UserError: here or from `pieces`: a file has another format than stated, other features than the first file, or
+            a different number of names and features.
     """
     if files[0].endswith(_NUMPY):
         return _open_numpy(fs, files, encoder)
@@ -134,13 +133,13 @@ def _parquet_pieces(
                 raise UserError(f"{file} and {files[0]} hold features of different encoders")
             name = "path" if "path" in parquet.schema_arrow.names else "name"
             for batch in parquet.iter_batches(_IMAGES_AT_ONCE, columns=[name, "features"]):
-                batch = batch.filter(batch.column("features").is_valid())  # an image that failed has none
+                batch = batch.filter(batch.column("features").is_valid())  # rows of failed images have no features
                 if len(batch) == 0:
                     continue
                 features = batch.column("features")
                 if pa.types.is_fixed_size_binary(features.type):
                     values = np.frombuffer(b"".join(features.to_pylist()), "<f2")
-                else:  # made elsewhere, or by earlier versions
+                else:  # lists, as written by other programs or earlier versions
                     if pc.any(pc.not_equal(pc.list_value_length(features), width)).as_py():
                         raise UserError(f"{file}: expected {width} numbers per image, as many as the first image has")
                     values = features.flatten().to_numpy(zero_copy_only=False)

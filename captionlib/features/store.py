@@ -102,17 +102,17 @@ def open_features(
 
     try:
         fs, root = fsspec.core.url_to_fs(url)
-        fs.invalidate_cache()  # what an earlier opening saw may have changed
+        fs.invalidate_cache()  # fsspec caches listings, and the files may have changed
         files = list_files(fs, root, url)
-        state = [(file, fs.ukey(file)) for file in files]  # by times of modification, or ETags
+        state = [(file, fs.ukey(file)) for file in files]  # ukey returns the time of modification or the ETag
     except ValueError:
         raise
-    except Exception as error:  # every store has its own for a wrong key or host
+    except Exception as error:  # stores raise different exceptions for a wrong key or host
         raise UserError(f"the features {url} could not be read: {error}") from error
     source = cache.digest(url, encoder and to_dict(encoder))
     folder = Path(cache_dir).expanduser() if cache_dir else cache.cache_folder("features")
     target = folder / f"{source}-{cache.digest(state)}"
-    store = _map(target)  # without the lock, so that a cache made ready elsewhere may be read-only
+    store = _map(target)  # tried before taking the lock, because a cache prepared elsewhere may be read-only
     if store is not None:
         return store
     with cache.lock(folder / f"{source}.lock"):

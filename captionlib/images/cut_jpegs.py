@@ -47,7 +47,7 @@ def missing_share(image: Image.Image, data: bytes, target_side: int | None, *, h
         return 0.0
     pixels = np.asarray(image).reshape(height, -1)  # (H, W * channels)
     if has_end and not np.isin(pixels[-1], _FILL).all():
-        return 0.0  # less than one row
+        return 0.0  # less than one row is missing
     again = _decode(_with_random_bytes(data), target_side)
     if again is None or again.shape != pixels.shape:
         return 1.0
@@ -63,7 +63,8 @@ def _with_random_bytes(data: bytes) -> bytes:
         end -= 1
     scan = data.find(_START_OF_SCAN)
     marker = b""
-    if _RESTART_INTERVAL in data[:scan]:  # bytes are skipped until the next restart marker, which counts to 7
+    if _RESTART_INTERVAL in data[:scan]:
+        # Decoders skip all bytes before the next restart marker, whose numbers run from 0 to 7.
         restarts = re.findall(rb"\xff[\xd0-\xd7]", data[scan:end])
         marker = bytes((0xFF, 0xD0 + (restarts[-1][1] + 1) % 8 if restarts else 0xD0))
     return data[:end] + marker + _RANDOM_BYTES + END_MARKER

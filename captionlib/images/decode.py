@@ -26,13 +26,13 @@ from captionlib.images.png_chunks import without_damaged_metadata
 from captionlib.images.reduced_tiffs import reduced_copy
 
 ErrorKind = Literal[
-    "EmptyFile",  # no bytes at all
-    "NotAnImage",  # bytes of something else: text, HTML, an archive
-    "UnsupportedImage",  # a picture, in a format or a variant of one that is not read
-    "TruncatedImage",  # the file ends before the picture does
-    "CorruptImage",  # damaged otherwise
+    "EmptyFile",  # the file has no bytes
+    "NotAnImage",  # the bytes are something else, such as text, HTML or an archive
+    "UnsupportedImage",  # an image in a format, or a variant of a format, that is not supported
+    "TruncatedImage",  # the file ends before the end of the image
+    "CorruptImage",  # the file is damaged in another way
     "ImageTooLarge",  # more pixels than the limit, or made to need far more work or memory than its pixels do
-    "DecodeTimeout",  # it takes longer than a job allows
+    "DecodeTimeout",  # decoding takes longer than a job allows
 ]
 
 MAX_PIXELS = 2**26
@@ -40,12 +40,12 @@ MAX_PIXELS = 2**26
 bytes per pixel, depending on its format, so a worker needs at most about 1 GiB."""
 
 # A JPEG that is reduced while it is decoded may be stored larger than `max_pixels`, up to these multiples.
-# Pixels that are only read cost about 10 ns each; but the scans of a progressive JPEG are kept until the last
+# Reading a pixel costs only about 10 ns; but the scans of a progressive JPEG are kept until the last
 # is read, as coefficients of 3 to 8 bytes per stored pixel.
 _STORED_IN_ONE_SCAN = 16
 _STORED_IN_SCANS = 2
 
-# How Pillow words it when a file ends early, and when it knows the format but not this variant.
+# Pillow's messages for a file that ends early, and for an unknown variant of a known format.
 _TRUNCATED = (
     "truncated|unpack_from requires|no more images|cannot load this image|buffer is not large enough|end of file|"
     "expected to read"
@@ -54,7 +54,7 @@ _UNSUPPORTED = "unsupported|unknown pixel mode|cannot handle|not available|not i
 
 _PILLOW = re.compile(r"PIL\.")
 
-# EXIF orientation → what makes the picture upright (EXIF 2.32, tag 0x0112). From 5 on, width and height swap.
+# EXIF orientation → operation that makes the image upright (EXIF 2.32, tag 0x0112). From 5 on, width and height swap.
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -124,7 +124,7 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
         except OSError as error:
             if known.name != "JPEG" or not re.search("truncated", str(error)):
                 raise
-            # Most decoders, and so most viewers, do without the end marker. What else is missing is measured.
+            # Most viewers accept a file without the end marker. _load_without_end measures what else is missing.
             has_end = False
             image, width, height = _load_without_end(known, data, target_side, max_pixels, error)
         if isinstance(image, JpegImageFile):
@@ -144,7 +144,7 @@ def decode_image(data: bytes, *, target_side: int | None = None, max_pixels: int
         raise ImageDecodeError("ImageTooLarge", str(error) or "not enough memory to decode it") from error
     except Exception as error:
         # On damaged bytes Pillow's parsers raise nearly every class of exception, struct.error and
-        # RuntimeError among them. An unexpected one must be the error of this image, not the end of a job.
+        # RuntimeError among them. An unexpected exception must become the error of this image and not end the job.
         raise _explain(error, data, known) from error
     return DecodedImage(rgb, height, width) if orientation >= 5 else DecodedImage(rgb, width, height)
 
@@ -175,7 +175,7 @@ def _load(known: Format, data: bytes, target_side: int | None, max_pixels: int) 
     _check_size(image.size, max_pixels)
     image.load()
     if isinstance(image, TiffImageFile):
-        # Pillow turns a TIFF while it loads it, and then reports no orientation.
+        # Pillow applies the orientation of a TIFF while loading it, and afterwards reports none.
         width, height = image.size
     return image, width, height
 
@@ -264,7 +264,8 @@ def _check_scans(size: Size, data: bytes, max_pixels: int) -> None:
 def _has_several_scans(image: JpegImageFile, data: bytes) -> bool:
     """Whether a JPEG is progressive or has one scan per channel."""
     assert image.fp is not None
-    # Pillow has just read the header of the first scan: its length in 2 bytes, its number of channels in 1, …
+    # Pillow has just read the header of the first scan, which begins with its length (2 bytes) and the number of
+    # channels (1 byte).
     header_length = 6 + 2 * image.layers
     start = image.fp.tell() - header_length
     first_has_all_channels = data[start : start + 3] == bytes((0, header_length, image.layers))
@@ -276,7 +277,7 @@ def orientation_of(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:
-        return 1  # metadata can be damaged in as many ways as pictures; this picture has been decoded
+        return 1  # damaged metadata raises many kinds of exceptions, but the image itself could be decoded
     return orientation if orientation in _TURNS else 1
 
 
@@ -304,7 +305,7 @@ def _stretch(values: np.ndarray) -> np.ndarray:
     finite = np.isfinite(values)
     low = float(values.min(where=finite, initial=np.inf))
     high = float(values.max(where=finite, initial=-np.inf))
-    with np.errstate(over="ignore", invalid="ignore"):  # a range beyond float32 spoils this picture alone
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond the range of float32 affect only this image
         values -= low
         values *= 255 / (high - low) if high > low else 0
     return np.nan_to_num(values, copy=False).round(out=values).clip(0, 255, out=values).astype(np.uint8)

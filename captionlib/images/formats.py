@@ -49,7 +49,7 @@ class Format:
 
 
 def _with(reader: type[ImageFile]) -> Callable[[bytes], Image.Image]:
-    # Not `Image.open`, which would apply Pillow's own limit of pixels before a scale is chosen.
+    # `Image.open` would apply Pillow's own pixel limit before a reduced scale can be chosen.
     return lambda data: reader(io.BytesIO(data), "")
 
 

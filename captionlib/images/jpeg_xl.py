@@ -23,9 +23,10 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image: Image.Image = JXLImageFile(io.BytesIO(data), "")
     except BaseException as error:
-        if type(error).__name__ == "PanicException":  # of the decoder's Rust code; no subclass of Exception
+        if type(error).__name__ == "PanicException":
+            # The Rust code of the decoder raises it; it is not a subclass of Exception.
             raise RuntimeError(str(error)) from error
-        if str(error).startswith("Generic Error"):  # and several lines on how to build the library
+        if str(error).startswith("Generic Error"):  # the message continues with several lines on building the library
             raise RuntimeError("it cannot be decoded") from error
         raise
     if not image.jpeg:  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of
 
 # Bicubic with antialiasing: PyTorch's, which is Pillow's filter in vector instructions and differs from it by less than
 # 0.1 grey levels on photos. From 6-fold reduction on, Pillow first averages blocks of pixels and leaves at least a
-# 3-fold reduction to the filter: fast for large pictures, and hardly to be told from the slow way.
+# 3-fold reduction to the filter, which is faster for large images and gives nearly the same result.
 _RESAMPLING = Image.Resampling.BICUBIC
 _REDUCING_GAP = 3.0
 
@@ -40,7 +40,7 @@ def to_pixels(image: Image.Image | np.ndarray, preprocessing: Preprocessing) -> 
     height, width = picture.shape[:2]
     part = shown_part(width, height, preprocessing)
     if part != (0, 0, width, height):
-        # "center_crop": Pillow's filter sees the pixels beyond the crop's border, as if the whole were scaled first.
+        # For "center_crop", Pillow's filter uses the pixels outside the crop, as if the whole image were scaled first.
         square = Image.fromarray(picture).resize((preprocessing.size,) * 2, _RESAMPLING, part, _REDUCING_GAP)
         return np.array(square)
     return _scale(picture, part, preprocessing)
@@ -105,7 +105,8 @@ def augment(
     left, top, right, bottom = shown_part(width, height, preprocessing)
     shown_width, shown_height = right - left, bottom - top
     area = generator.uniform(min_area, 1)
-    limit = min(math.log(max_stretch), abs(math.log(area)))  # beyond, the crop would not fit
+    # With more stretching, the crop would not fit into the image.
+    limit = min(math.log(max_stretch), abs(math.log(area)))
     stretch = math.exp(generator.uniform(-limit, limit))
     crop_width = min(width, shown_width * math.sqrt(area * stretch))
     crop_height = min(height, shown_height * math.sqrt(area / stretch))
@@ -134,7 +135,7 @@ def normalize(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
         )
     mean = torch.tensor(preprocessing.mean, device=pixels.device)  # (3,)
     std = torch.tensor(preprocessing.std, device=pixels.device)  # (3,)
-    # A contiguous (B, S, S, 3), seen as (B, 3, S, S), is channels-last as it lies: nothing is copied.
+    # A contiguous (B, S, S, 3) viewed as (B, 3, S, S) is already in channels-last order, so nothing is copied.
     return pixels.float().contiguous().sub_(mean).div_(std).permute(0, 3, 1, 2)  # (B, 3, S, S)
 
 
@@ -185,8 +186,9 @@ def _resize(picture: np.ndarray, box: Box, height: int, width: int) -> np.ndarra
     # Copied by NumPy where it is a part of a larger picture: PyTorch would wake its threads for that, one for each CPU,
     # in every thread that decodes.
     contiguous = np.require(part, requirements=["C", "W"])
-    channels_first = torch.from_numpy(contiguous).permute(2, 0, 1)[None]  # (1, 3, H, W), channels-last as it lies
+    # (1, 3, H, W), in channels-last order without a copy.
+    channels_first = torch.from_numpy(contiguous).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(channels_first, (height, width), mode="bicubic", antialias=True)
     scaled = resized[0].permute(1, 2, 0).numpy()
-    # A part that has the size already may come back as it is; the caller may write into what it gets.
+    # A part that already has the right size may be returned without a copy, but the caller may modify the result.
     return scaled.copy() if np.may_share_memory(scaled, picture) else np.ascontiguousarray(scaled)

@@ -27,7 +27,7 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive (ITU T.81, table B.1)
 _OTHER_FRAMES = set(range(0xC0, 0xD0)) - _FRAMES - {0xC4, 0xC8, 0xCC}  # lossless, hierarchical, arithmetic
 _STANDALONE = {0x00, 0x01, *range(0xD0, 0xDA), 0xFF}
-_RGB = 3  # of torchvision's ImageReadMode
+_RGB = 3  # value of torchvision's ImageReadMode
 
 
 def decode_plain_jpeg(data: bytes, target_side: int | None, max_pixels: int) -> np.ndarray | None:
@@ -45,7 +45,7 @@ def decode_plain_jpeg(data: bytes, target_side: int | None, max_pixels: int) -> 
     if size is None or size[0] * size[1] > max_pixels or not is_ordinary(data):
         return None
     if target_side is not None and min(size) >= 2 * target_side:
-        return None  # Pillow decodes it at 1/2, 1/4 or 1/8 of its size, which is faster still
+        return None  # Pillow can decode it at 1/2, 1/4 or 1/8 of its size, which is even faster
     decode = _decoder()
     if decode is None or not _is_plain_to_pillow(data, size):
         return None
@@ -116,6 +116,7 @@ def _decoder() -> Any:
             try:
                 torch.ops.load_library(str(library))
                 return torch.ops.image.decode_jpeg.default
-            except (OSError, AttributeError, RuntimeError):  # libjpeg is missing, or the operator
+            except (OSError, AttributeError, RuntimeError):
+                # torchvision was built without libjpeg or without this operator.
                 continue
     return None

@@ -20,7 +20,7 @@ def without_damaged_metadata(data: bytes) -> bytes:
     place = len(_SIGNATURE)
     while place + 12 <= len(data):
         end = place + 12 + int.from_bytes(data[place : place + 4], "big")
-        is_ancillary = bool(data[place + 4] & 0x20)  # its name begins with a lower-case letter
+        is_ancillary = bool(data[place + 4] & 0x20)  # ancillary chunks have names that begin with a lower-case letter
         is_damaged = zlib.crc32(data[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big")
         if not (is_ancillary and is_damaged and end <= len(data)):
             kept.append(data[place:end])

@@ -102,7 +102,7 @@ class ResizeAndCrop:
         from torchvision.transforms.v2 import functional
 
         height, width = self._size(*pixels.shape[:2])
-        # By NumPy: PyTorch would wake a thread for each CPU for this copy, in every thread that decodes.
+        # Copied by NumPy, because PyTorch would start a thread per CPU for this in every decoding thread.
         channels_first = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))  # (3, H, W)
         mode = functional.InterpolationMode(self.interpolation)
         resized = functional.resize(channels_first, [height, width], interpolation=mode, antialias=True)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from captionlib.metrics.base import Label, Metric, MetricScores, MetricUnavailable
 from captionlib.metrics.cider_d import CiderD
 from captionlib.metrics.diversity import Diversity, DiversityStats
-from captionlib.metrics.java import JavaScores, score_with_java
-from captionlib.metrics.scores import CaptionStats, ImageScores, Scores, score_captions
+from captionlib.metrics.registry import HEADLINE, LABELS, MAIN_SCORE, METRICS, PYTHON_METRICS
+from captionlib.metrics.scores import CaptionStats, Scores, score_captions
 
 __all__ = [
+    "HEADLINE",
+    "LABELS",
+    "MAIN_SCORE",
+    "METRICS",
+    "PYTHON_METRICS",
     "CaptionStats",
     "CiderD",
     "Diversity",
     "DiversityStats",
-    "ImageScores",
-    "JavaScores",
+    "Label",
+    "Metric",
+    "MetricScores",
+    "MetricUnavailable",
     "Scores",
     "score_captions",
-    "score_with_java",
 ]

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from captionlib.metrics.base import Label, Metric, MetricScores
 from captionlib.metrics.ngrams import Ngram, Tokens, count_ngrams
 
 MAX_ORDER = 4
@@ -66,3 +67,16 @@ def statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> BleuStats:
         length,
         min((len(reference) for reference in references), key=lambda other: (abs(other - length), other)),
     )
+
+
+def _score(images: Sequence[BleuStats]) -> MetricScores:
+    return MetricScores(sum(images, BleuStats()).score(), [image.score() for image in images])
+
+
+METRIC = Metric(
+    labels={f"bleu_{order}": Label(f"BLEU-{order}") for order in range(1, MAX_ORDER + 1)},
+    signature="bleu:corpus,closest",
+    statistics=statistics,
+    score=_score,
+)
+"""Computed on the corpus; this is not the mean over the images."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from captionlib.metrics.base import Label, Metric, MetricScores
 from captionlib.metrics.ngrams import Ngram, Tokens, count_ngrams
 from captionlib.vocabulary import EOS, SPECIAL_WORDS
 
@@ -65,6 +66,24 @@ def statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> CiderDStats:
     return CiderDStats([(count_ngrams(hypothesis, MAX_ORDER), counts)], Counter(set().union(*counts)))
 
 
+def _score(images: Sequence[CiderDStats]) -> MetricScores:
+    whole = CiderDStats()
+    for image in images:
+        whole += image
+    scores = whole.image_scores()
+    return MetricScores([sum(scores) / len(scores)], [[score] for score in scores])
+
+
+METRIC = Metric(
+    labels={"cider_d": Label("CIDEr-D", in_percent=False)},
+    signature=f"cider_d:n{MAX_ORDER},sigma{SIGMA:g},df:corpus",
+    statistics=statistics,
+    score=_score,
+)
+"""The mean over the images, in [0, 10], with the document frequencies of the whole corpus. About 1 for good captions of
+COCO, 0.5 for moderate captions of Flickr8k."""
+
+
 class CiderD:
     """Scores captions of images whose references are known beforehand.
 
@@ -112,7 +131,7 @@ class CiderD:
             document_frequency.update(
                 set().union(*(count_ngrams(reference, MAX_ORDER) for reference in image_references))
             )
-        # An n-gram of one image weighs as much as one of none, so it need not be kept; most n-grams are such.
+        # An n-gram that occurs in one image has the same weight as an unknown one, so most n-grams need not be kept.
         shared = {ngram: count for ngram, count in document_frequency.items() if count > 1}
         return cls(by_key, shared, len(by_key))
 

@@ -8,64 +8,81 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from captionlib.metrics.base import Label, Metric, MetricScores, MetricUnavailable
 from captionlib.metrics.ngrams import Tokens
 
 
-@dataclass(frozen=True)
-class JavaScores:
-    """METEOR and SPICE of a corpus; None for a score that was not computed, with the reason in `notes`."""
+class JavaStats(NamedTuple):
+    """One image's caption and references, as the Java programs read them."""
 
-    meteor: float | None
-    spice: float | None
-    image_meteor: Mapping[Hashable, float]
-    """METEOR by image; empty if it was not computed. The same for SPICE."""
-    image_spice: Mapping[Hashable, float]
-    notes: tuple[str, ...]
+    hypothesis: str
+    references: tuple[str, ...]
 
 
-def score_with_java(hypotheses: Mapping[Any, Tokens], references: Mapping[Any, Sequence[Tokens]]) -> JavaScores:
-    """METEOR 1.5 (Denkowski & Lavie 2014) and SPICE (Anderson et al. 2016) of tokenised captions, in [0, 1].
+Program = Callable[[dict[int, list[str]], dict[int, list[str]]], tuple[float, list[float]]]
+"""Takes the references and the captions by number; returns the score of the corpus and those of the images."""
 
-    Takes seconds for METEOR and minutes for SPICE on a thousand images. Nothing is downloaded.
-    """
-    missing = _missing()
-    if missing:
-        return JavaScores(None, None, {}, {}, (f"METEOR and SPICE left out: {missing}",))
-    # By number: SPICE writes the keys into JSON and sorts them.
-    keys = list(hypotheses)
-    results = {number: [" ".join(hypotheses[key])] for number, key in enumerate(keys)}
-    truths = {number: [" ".join(tokens) for tokens in references[key]] for number, key in enumerate(keys)}
-    notes = []
-    meteor: float | None = None
-    spice: float | None = None
-    image_meteor: list[float] = []
-    image_spice: list[float] = []
+
+def statistics(hypothesis: Tokens, references: Sequence[Tokens]) -> JavaStats:
+    """Return one image's caption and references as text."""
+    return JavaStats(" ".join(hypothesis), tuple(" ".join(tokens) for tokens in references))
+
+
+def _meteor_scores(images: Sequence[JavaStats]) -> MetricScores:
+    _check_installed()
     try:
-        meteor, image_meteor = _meteor(truths, results)
+        return _run(_meteor, images)
     except (OSError, ValueError) as error:
-        notes.append(f"METEOR left out: its Java program failed ({error})")
+        raise MetricUnavailable(f"its Java program failed ({error})") from error
+
+
+def _spice_scores(images: Sequence[JavaStats]) -> MetricScores:
+    _check_installed()
     if not _spice_models():
-        notes.append(
-            "SPICE left out: the Stanford models that it needs are not installed. With a network, and write "
+        raise MetricUnavailable(
+            "the Stanford models that it needs are not installed. With a network, and write "
             "access to the Python environment: python -m pycocoevalcap.spice.get_stanford_models"
         )
-    else:
-        try:
-            spice, image_spice = _spice(truths, results)
-        except (OSError, subprocess.CalledProcessError) as error:
-            notes.append(f"SPICE left out: its Java program failed ({error}); it needs Java 8 and 8 GB of memory")
-    return JavaScores(
-        meteor,
-        spice,
-        dict(zip(keys, image_meteor, strict=False)),
-        dict(zip(keys, image_spice, strict=False)),
-        tuple(notes),
-    )
+    try:
+        return _run(_spice, images)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise MetricUnavailable(f"its Java program failed ({error}); it needs Java 8 and 8 GB of memory") from error
+
+
+METEOR = Metric(
+    labels={"meteor": Label("METEOR")},
+    signature="meteor:1.5",
+    statistics=statistics,
+    score=_meteor_scores,
+    needs_java=True,
+)
+"""METEOR 1.5 (Denkowski & Lavie 2014), in [0, 1]. Takes seconds for a thousand images."""
+SPICE = Metric(
+    labels={"spice": Label("SPICE")},
+    signature="spice:1.0",
+    statistics=statistics,
+    score=_spice_scores,
+    needs_java=True,
+)
+"""SPICE (Anderson et al. 2016), in [0, 1]. Takes minutes for a thousand images. Nothing is downloaded."""
+
+
+def _run(program: Program, images: Sequence[JavaStats]) -> MetricScores:
+    # By number, because SPICE writes the keys into JSON and sorts them.
+    truths = {number: list(image.references) for number, image in enumerate(images)}
+    results = {number: [image.hypothesis] for number, image in enumerate(images)}
+    score, image_scores = program(truths, results)
+    return MetricScores([score], [[value] for value in image_scores])
+
+
+def _check_installed() -> None:
+    missing = _missing()
+    if missing:
+        raise MetricUnavailable(missing)
 
 
 def _missing() -> str:
@@ -91,7 +108,7 @@ def _meteor(truths: dict[int, list[str]], results: dict[int, list[str]]) -> tupl
     try:
         score, image_scores = meteor.compute_score(truths, results)
     finally:
-        # A failure leaves the lock held, and the object's own clean-up would wait for it for ever.
+        # After a failure the lock is still held, and the clean-up of the object would wait for it forever.
         if meteor.lock.locked():
             meteor.lock.release()
     return float(score), [float(value) for value in image_scores]

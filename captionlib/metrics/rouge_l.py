@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from captionlib.metrics.base import Label, Metric, MetricScores
 from captionlib.metrics.ngrams import Tokens
 
 BETA = 1.2
@@ -50,9 +51,19 @@ def lcs_length(left: Tokens, right: Tokens) -> int:
     for index, word in enumerate(left):
         positions[word] = positions.get(word, 0) | 1 << index
     everywhere = (1 << len(left)) - 1
-    # A cleared bit i says: the subsequence grows where left's prefix grows by its i-th word.
+    # Bit i is 0 if the subsequence becomes longer when the i-th word is added to the prefix of `left`.
     row = everywhere
     for word in right:
         matches = row & positions.get(word, 0)
         row = ((row + matches) | (row - matches)) & everywhere
     return len(left) - row.bit_count()
+
+
+def _score(images: Sequence[RougeLStats]) -> MetricScores:
+    return MetricScores([sum(images, RougeLStats()).score()], [[image.score()] for image in images])
+
+
+METRIC = Metric(
+    labels={"rouge_l": Label("ROUGE-L")}, signature=f"rouge_l:beta{BETA}", statistics=statistics, score=_score
+)
+"""The mean over the images, in [0, 1]."""

@@ -1,4 +1,4 @@
-"""Computes all metrics for raw captions and references, with a signature of the settings."""
+"""Computes metrics for raw captions and references, with a signature of the settings."""
 
 from __future__ import annotations
 
@@ -7,46 +7,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from captionlib.errors import UserError
-from captionlib.metrics import bleu, cider_d, rouge_l
-from captionlib.metrics.bleu import BleuStats
-from captionlib.metrics.cider_d import CiderDStats
+from captionlib.metrics.base import Metric, MetricUnavailable
 from captionlib.metrics.ngrams import Tokens
-from captionlib.metrics.rouge_l import RougeLStats
+from captionlib.metrics.registry import LABELS, PYTHON_METRICS
 from captionlib.text import tokenize
 from captionlib.version import __version__
 
 
 @dataclass(frozen=True)
-class ImageScores:
-    """Scores of one caption; same scales as `Scores`."""
-
-    bleu_1: float
-    bleu_2: float
-    bleu_3: float
-    bleu_4: float
-    rouge_l: float
-    cider_d: float
-    """CIDEr-D with the document frequencies of the whole corpus."""
-
-
-@dataclass(frozen=True)
 class Scores:
-    """Corpus-level scores."""
+    """Scores of a corpus. Each is also an attribute: `scores.cider_d` is `scores.corpus["cider_d"]`."""
 
-    bleu_1: float
-    """In [0, 1]. Like the other BLEU scores, it is computed on the corpus and is not the mean over images."""
-    bleu_2: float
-    bleu_3: float
-    bleu_4: float
-    rouge_l: float
-    """In [0, 1]: mean over the images, as CIDEr-D."""
-    cider_d: float
-    """In [0, 10]; about 1 for good captions of COCO, 0.5 for moderate captions of Flickr8k."""
+    corpus: Mapping[str, float]
+    """Score of the corpus by name; without the metrics that are not available."""
+    images: Mapping[Hashable, Mapping[str, float]] = field(repr=False)
+    """The scores of each image's caption by name, in the order of the captions."""
     num_images: int
     signature: str
     """Everything that determines the scores except the captions; cite it with them."""
-    images: Mapping[Hashable, ImageScores] = field(repr=False)
-    """The scores of each image's caption, in the order of the captions."""
+    notes: tuple[str, ...] = ()
+    """Which metrics were left out, and why."""
+
+    def __getattr__(self, name: str) -> float:
+        if name in LABELS and name in self.corpus:
+            return self.corpus[name]
+        raise AttributeError(f"there is no score {name!r}")
 
 
 @dataclass
@@ -57,14 +42,13 @@ class CaptionStats:
     """The images, in the order in which they were added."""
     num_references: list[int] = field(default_factory=list)
     """Number of references of each image."""
-    bleu: list[BleuStats] = field(default_factory=list)
-    """Counts of each image for BLEU."""
-    rouge_l: list[RougeLStats] = field(default_factory=list)
-    """Sum of each image for ROUGE-L."""
-    cider_d: CiderDStats = field(default_factory=CiderDStats)
+    statistics: list[tuple[Any, ...]] = field(default_factory=list)
+    """For each image the statistics of each metric."""
+    metrics: tuple[Metric, ...] = PYTHON_METRICS
+    """The metrics; the same in all parts that are added."""
 
     def __add__(self, other: CaptionStats) -> CaptionStats:
-        merged = CaptionStats()
+        merged = CaptionStats(metrics=self.metrics)
         merged += self
         merged += other
         return merged
@@ -72,9 +56,7 @@ class CaptionStats:
     def __iadd__(self, other: CaptionStats) -> CaptionStats:
         self.keys.extend(other.keys)
         self.num_references.extend(other.num_references)
-        self.bleu.extend(other.bleu)
-        self.rouge_l.extend(other.rouge_l)
-        self.cider_d += other.cider_d
+        self.statistics.extend(other.statistics)
         return self
 
     def score(self) -> Scores:
@@ -85,51 +67,57 @@ class CaptionStats:
         """
         if not self.keys:
             raise UserError("no captions to score")
-        cider_scores = self.cider_d.image_scores()
-        images = {
-            key: ImageScores(*bleu_stats.score(), rouge_stats.score(), cider)
-            for key, bleu_stats, rouge_stats, cider in zip(
-                self.keys, self.bleu, self.rouge_l, cider_scores, strict=True
-            )
-        }
+        images: dict[Hashable, dict[str, float]] = {key: {} for key in self.keys}
         if len(images) != len(self.keys):
             raise ValueError(f"{len(self.keys) - len(images)} images were added more than once")
-        return Scores(
-            *sum(self.bleu, BleuStats()).score(),
-            rouge_l=sum(self.rouge_l, RougeLStats()).score(),
-            cider_d=sum(cider_scores) / len(cider_scores),
-            num_images=len(images),
-            signature=signature(self.num_references),
-            images=images,
-        )
+        corpus: dict[str, float] = {}
+        signatures: list[str] = []
+        left_out: dict[str, list[str]] = {}
+        for metric, statistics in zip(self.metrics, zip(*self.statistics, strict=True), strict=True):
+            try:
+                found = metric.score(statistics)
+            except MetricUnavailable as error:
+                left_out.setdefault(str(error), []).extend(label.title for label in metric.labels.values())
+                continue
+            signatures.append(metric.signature)
+            corpus |= zip(metric.labels, found.corpus, strict=True)
+            for image, values in zip(images.values(), found.images, strict=True):
+                image |= zip(metric.labels, values, strict=True)
+        notes = tuple(f"{' and '.join(titles)} left out: {reason}" for reason, titles in left_out.items())
+        return Scores(corpus, images, len(images), signature(self.num_references, signatures), notes)
 
 
-def statistics(key: Hashable, hypothesis: Tokens, references: Sequence[Tokens]) -> CaptionStats:
+def statistics(
+    key: Hashable,
+    hypothesis: Tokens,
+    references: Sequence[Tokens],
+    metrics: tuple[Metric, ...] = PYTHON_METRICS,
+) -> CaptionStats:
     """Return the statistics of one image's tokenised caption."""
-    return CaptionStats(
-        [key],
-        [len(references)],
-        [bleu.statistics(hypothesis, references)],
-        [rouge_l.statistics(hypothesis, references)],
-        cider_d.statistics(hypothesis, references),
-    )
+    found = tuple(metric.statistics(hypothesis, references) for metric in metrics)
+    return CaptionStats([key], [len(references)], [found], metrics)
 
 
-def score_captions(hypotheses: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> Scores:
-    """BLEU-1..4, ROUGE-L and CIDEr-D of raw captions; they are tokenised here.
+def score_captions(
+    hypotheses: Mapping[Any, str],
+    references: Mapping[Any, Sequence[str]],
+    metrics: tuple[Metric, ...] = PYTHON_METRICS,
+) -> Scores:
+    """Score raw captions with BLEU-1..4, ROUGE-L and CIDEr-D, or with other metrics; the texts are tokenised here.
 
     Args:
         hypotheses: for each image its caption; an empty one counts as wrong, not as missing.
         references: for each image its references, one or more. The same images as `hypotheses`: references of
             others would change the document frequencies, and with them CIDEr-D.
+        metrics: `captionlib.metrics.METRICS` also computes METEOR and SPICE, which need Java.
 
     Raises:
         UserError: the images differ, or one has no references.
     """
     check_same_images(hypotheses, references)
-    stats = CaptionStats()
+    stats = CaptionStats(metrics=metrics)
     for key, hypothesis in hypotheses.items():
-        stats += statistics(key, tokenize(hypothesis), [tokenize(text) for text in references[key]])
+        stats += statistics(key, tokenize(hypothesis), [tokenize(text) for text in references[key]], metrics)
     return stats.score()
 
 
@@ -144,8 +132,13 @@ def check_same_images(hypotheses: Mapping[Any, object], references: Mapping[Any,
             raise UserError(f"{len(keys)} {what}: {named}; score the same images in both")
 
 
-def signature(num_references: Sequence[int]) -> str:
-    """Return the settings that determine the scores, as in sacreBLEU (Post 2018): `name:value` joined by `|`."""
+def signature(num_references: Sequence[int], metrics: Sequence[str]) -> str:
+    """Return the settings that determine the scores, as in sacreBLEU (Post 2018): `name:value` joined by `|`.
+
+    Args:
+        num_references: of each image.
+        metrics: signature of each metric.
+    """
     fewest, most = min(num_references), max(num_references)
     return "|".join(
         (
@@ -153,9 +146,7 @@ def signature(num_references: Sequence[int]) -> str:
             f"nrefs:{fewest}" if fewest == most else f"nrefs:{fewest}-{most}",
             "case:lc",
             "tok:ptb-3.4.1-nopunct",
-            "bleu:corpus,closest",
-            f"rouge_l:beta{rouge_l.BETA}",
-            f"cider_d:n{cider_d.MAX_ORDER},sigma{cider_d.SIGMA:g},df:corpus",
+            *metrics,
             f"captionlib:{__version__}",
         )
     )

@@ -123,7 +123,7 @@ def _over_photo(grid_map: np.ndarray, size: tuple[int, int], square: SquareMode)
         shown = (side, side)
     relative = grid_map / (grid_map.max() or 1.0)
     enlarged = Image.fromarray(relative.astype(np.float32)).resize(shown, Image.Resampling.BICUBIC)
-    # The square and the photo share their middle; what the encoder did not see stays dark.
+    # The square and the photo have the same centre; areas that the encoder did not see stay dark.
     over = Image.new("F", size, 0.0)
     over.paste(enlarged, ((width - shown[0]) // 2, (height - shown[1]) // 2))
     return np.clip(np.asarray(over), 0.0, 1.0)

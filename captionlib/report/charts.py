@@ -68,8 +68,8 @@ def named_bars(title: str, values: Mapping[str, float], *, unit: str) -> Chart:
     """
     if not values:
         raise ValueError(f"chart {title!r} has no bars")
-    names = 8.0 * max(map(len, values))  # a letter is about so wide
-    room = WIDTH - RIGHT - names - 60  # the value stands behind its bar
+    names = 8.0 * max(map(len, values))  # approximate width of a letter in pixels
+    room = WIDTH - RIGHT - names - 60  # leaves room for the value after the bar
     step = PLOT_HEIGHT / len(values)
     thickness = min(26.0, 0.7 * step)
     largest = max(values.values()) or 1.0
@@ -106,7 +106,7 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]], *, x_label: str
     ys = [y for points in drawn.values() for _, y in points]
     x_low, x_high = 0 if from_zero else min(xs), max(xs)
     x_ticks, y_ticks = ticks(x_low, x_high, 6), ticks(0 if from_zero else min(ys), max(ys))
-    if all(x == round(x) for x in xs):  # steps, epochs
+    if all(x == round(x) for x in xs):  # steps or epochs need whole numbers as ticks
         x_ticks = [tick for tick in x_ticks if tick == round(tick)]
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
@@ -140,7 +140,7 @@ def line_chart(title: str, lines: Mapping[str, Sequence[Point]], *, x_label: str
 
 def ticks(low: float, high: float, target: int = 5) -> list[float]:
     """Return round numbers (1, 2 or 5 times a power of ten apart) from at most `low` to at least `high`."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # the same, but for rounding
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal except for rounding
         margin = abs(low) * 0.1 or 1.0
         low, high = (low, low + 1) if low == 0 else (low - margin, low + margin)
     rough = (high - low) / target

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from captionlib.errors import UserError
+from captionlib.metrics import HEADLINE, LABELS
 from captionlib.report.charts import MAX_MARKS, Chart, Point, line_chart, plain
 from captionlib.report.page import Page, Section, duration
 
@@ -30,8 +31,7 @@ class Panel:
 
 PANELS = (
     Panel("Loss per token", {"train_loss": "train", "dev_loss": "dev"}, higher_is_better=False),
-    Panel("CIDEr-D on dev", {"cider_d": "CIDEr-D"}, higher_is_better=True),
-    Panel("BLEU-4 on dev", {"bleu_4": "BLEU-4"}, higher_is_better=True),
+    *(Panel(f"{LABELS[name].title} on dev", {name: LABELS[name].title}, higher_is_better=True) for name in HEADLINE),
     Panel("Reward of self-critical training", {"reward": "sampled", "baseline_reward": "greedy"}),
     Panel("Learning rate", {"learning_rate": "learning rate"}),
     Panel("Teacher forcing", {"teacher_forcing": "probability of the reference word"}),
@@ -47,8 +47,7 @@ def curves_png(metrics: Sequence[MetricRow] | pa.Table, *, title: str = "") -> b
 
     Args:
         metrics: rows in order of time with `step` or `epoch`, and any columns of `PANELS`; a value that is missing,
-            None or
-            not finite is a gap (dev scores exist once per epoch).
+            None or not finite is a gap (dev scores exist once per epoch).
         title: text above the diagrams.
 
     Raises:
@@ -67,7 +66,7 @@ def curves_png(metrics: Sequence[MetricRow] | pa.Table, *, title: str = "") -> b
     except ImportError:
         raise UserError("training curves need matplotlib: pip install 'captionlib[train]'") from None
 
-    # The figure belongs to no pyplot state and no window: this also runs on a worker's thread.
+    # The figure is created without pyplot, because this also runs in a thread of a worker.
     num_columns = min(3, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
     layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14)

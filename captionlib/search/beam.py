@@ -35,7 +35,7 @@ class Beam:
         chosen = self._take_turns(rank(totals, lengths, self.config), words)  # (B, width)
         parent = chosen // words.shape[-1]
         word, new = words.flatten(1).gather(1, chosen), totals.flatten(1).gather(1, chosen)
-        # Where nothing can go on, the hypotheses stay as they are. NaN marks a model that gave no answer.
+        # If no hypothesis of an image can be continued, they stay as they are. NaN marks invalid output of the model.
         stuck = (new == -torch.inf).all(dim=1, keepdim=True)  # (B, 1)
         old = rows.log_probs.masked_fill(gained[..., 0].isnan(), torch.nan)
         stay = torch.arange(self.width, device=rows.device).clamp(max=rows.width - 1).expand_as(parent)
@@ -50,7 +50,7 @@ class Beam:
         """
         alive = ~rows.ended & (rows.log_probs > -torch.inf)  # (B, K)
         done = ~alive.any(dim=1)
-        if self.groups == 1:  # groups may end in the same captions, so that more than are wanted are needed
+        if self.groups == 1:  # with groups this bound is not valid, because several groups may end in the same caption
             wanted = min(self.config.num_captions, self.width)
             ends = rows.scores(self.config).masked_fill(~rows.ended, -torch.inf).topk(wanted, dim=1).values[:, -1]
             bound = rank(rows.log_probs, self.config.max_tokens + 1.0, self.config)
@@ -65,9 +65,9 @@ class Beam:
         as the other groups have hypotheses.
         """
         gained, words = log_probs.topk(min(self.width, log_probs.shape[-1]), dim=-1)
-        if (missing := self.width - words.shape[-1]) > 0:  # a vocabulary smaller than the beam
+        if (missing := self.width - words.shape[-1]) > 0:  # the vocabulary is smaller than the beam
             gained, words = F.pad(gained, (0, missing), value=-torch.inf), F.pad(words, (0, missing), value=PAD)
-        # An ended row has one continuation, <pad> at no cost.
+        # A finished row has a single continuation: <pad> with log-probability 0.
         only = torch.full_like(gained[0, 0], -torch.inf)
         only[0] = 0.0
         ended = ended.unsqueeze(-1)
@@ -82,13 +82,13 @@ class Beam:
         chosen: list[Tensor] = []
         taken = words.new_empty(len(words), 0)  # (B, words chosen by earlier groups)
         for group in range(self.groups):
-            first = group * size if num_rows == self.width else 0  # the first word's candidates are everyone's
+            first = group * size if num_rows == self.width else 0  # all groups share the candidates of the first word
             mine = slice(first, first + min(size, num_rows))
             times = (words[:, mine].unsqueeze(-1) == taken.view(len(words), 1, 1, -1)).sum(dim=-1)
             diverse = scores[:, mine] - self.config.diversity_strength * times  # (B, K / groups, C)
             best, index = diverse.flatten(1).topk(size, dim=1)
             chosen.append(index + first * num_candidates)
             word = words.flatten(1).gather(1, chosen[-1])
-            nothing = (best == -torch.inf) | (word == PAD)  # an ended hypothesis chooses no word
+            nothing = (best == -torch.inf) | (word == PAD)  # a finished hypothesis chooses no word
             taken = torch.cat([taken, word.masked_fill(nothing, -1)], dim=1)
         return torch.cat(chosen, dim=1)

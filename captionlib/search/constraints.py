@@ -24,7 +24,8 @@ class Constraints:
 
     def __call__(self, log_probs: Tensor, tokens: Tensor, position: int) -> Tensor:
         """Log-probabilities (R, V) of the word at `position` (0 is the first), behind `<bos>` words (R, 1 + L)."""
-        if position == self.config.max_tokens:  # no room for another word: end, at what ending costs
+        if position == self.config.max_tokens:
+            # There is no room for another word, so only the end is allowed, with its own log-probability.
             only_end = torch.full_like(log_probs, -torch.inf)
             only_end[:, EOS] = log_probs[:, EOS]
             return only_end

@@ -52,7 +52,7 @@ class Rows:
         first = next(iter(start.values()))
         num_images, self.device = first.shape[0], first.device
         self.state, self.memory = start, memory
-        self.width = 1  # K: before the first word all hypotheses of an image are the same one
+        self.width = 1  # K is 1 before the first word, because all hypotheses of an image are equal
         self.images = torch.arange(num_images, device=self.device)  # (B,) which images the rows belong to
         self.tokens = torch.full((num_images, 1), BOS, device=self.device)  # (R, 1 + L)
         self.log_probs = torch.zeros(num_images, 1, device=self.device)  # (B, K); -inf where there is none
@@ -62,7 +62,7 @@ class Rows:
         self.steps = torch.zeros(num_images, 0, 2, device=self.device) if keep_steps else None
         """(R, L, 2): log-probability and entropy of each word so far; None if they are not collected."""
         self._entropies = torch.zeros(num_images, device=self.device)  # (R,) of the distributions of the next word
-        self._places = list(range(num_images))  # `images`, known without asking the device
+        self._places = list(range(num_images))  # copy of `images` on the host
         self._found: dict[int, list[Hypothesis]] = {}
 
     def scores(self, config: SearchConfig) -> Tensor:
@@ -110,14 +110,14 @@ class Rows:
         """Store the captions of finished images, (B,) bool, and remove these images; return whether any image
         remains.
         """
-        # The one place in a search where the host waits for the device.
+        # This is the only place in a search where the host waits for the device.
         newly = [b for b, is_done in enumerate(done.tolist()) if is_done and self._places[b] not in self._found]
         if not newly:
             return True
         self._collect(newly, config)
         kept = [b for b, image in enumerate(self._places) if image not in self._found]
-        # Shrinking the batch copies every tensor: only worth it when a good part has gone. Until then the rows
-        # of an image that was written down run along and are not looked at again.
+        # Shrinking the batch copies every tensor, so it waits until a quarter of the images is finished. Until then,
+        # the rows of finished images are computed and ignored.
         if kept and 4 * len(kept) <= 3 * len(self._places):
             self._keep(kept)
         return bool(kept)

@@ -36,7 +36,7 @@ class Sampling:
         chances = truncate(log_probs / self.config.temperature, self.config.top_k, self.config.top_p)
         cumulative = chances.cumsum(dim=-1, dtype=torch.float64)
         uniform = self.uniform[rows.images, :, position]  # (B, K)
-        # Before the first word an image has one row, and all its numbers point there.
+        # Before the first word an image has one row, from which all of its K samples are drawn.
         threshold = uniform.unflatten(1, (rows.width, -1)) * cumulative[..., -1:]  # (B, rows, K / rows)
         word = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=log_probs.shape[-1] - 1)
         gained = log_probs.gather(-1, word).flatten(1)  # (B, K)
@@ -66,7 +66,7 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     ordered, words = logits.sort(dim=-1, descending=True) if keep_all else logits.topk(top_k, dim=-1)
     chances = ordered.softmax(dim=-1)
     if top_p < 1:
-        # Keep a word when those before it have not reached top_p: the first always stays.
+        # Keep a word if the words before it have not reached top_p, so the first one is always kept.
         chances = chances * (chances.cumsum(dim=-1) - chances < top_p)
     return torch.zeros_like(logits).scatter(-1, words, chances)
 

@@ -46,7 +46,7 @@ class Teachers:
         for decoder in self.decoders:
             output = decoder(features, tokens)
             probabilities = output.logits.float().softmax(dim=-1)
-            # Decoders list the words as suits them; a caption's words follow one another in each of their lists.
+            # Decoders return words in different orders, but in each the words of one caption are in sequence.
             mean = mean.to(probabilities) + probabilities[output.captions.argsort(stable=True)] / len(self.decoders)
         places = captions.argsort(stable=True)
         return torch.empty_like(mean).index_copy_(0, places, mean)

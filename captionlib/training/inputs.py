@@ -25,7 +25,7 @@ from captionlib.images.decode_pixels import decode_pixels
 from captionlib.images.pixels import augment, to_pixels
 
 T = TypeVar("T")
-_SMALLEST_CROP = 0.5  # of the area; `augment` takes no less
+_SMALLEST_CROP = 0.5  # share of the area
 
 
 class Inputs(Protocol):
@@ -137,7 +137,7 @@ def ahead(items: Iterator[T], depth: int = 2) -> Generator[T]:
             for item in items:
                 if not put(item, None):
                     return
-        except BaseException as error:  # for whoever waits, who raises it
+        except BaseException as error:  # it is raised again in the consuming thread
             put(None, error)
             return
         put(None, StopIteration())

@@ -115,13 +115,13 @@ class Learner:
         for number, part in enumerate(parts):
             with self._gradient_sync(last=number == len(parts) - 1):
                 objective, sums = self._loss(part)
-                # Wrapped models average gradients over the workers, where the step's objective is their sum.
+                # DistributedDataParallel averages gradients over the workers, but the step needs their sum.
                 (objective * self.world_size).backward()
             cross_entropy += sums.cross_entropy
             num_words += sums.num_words
         trained = [p for p in self.decoder.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        # The one place in a step where the host waits for the device.
+        # This is the only place in a step where the host waits for the device.
         loss, norm_value = torch.stack([cross_entropy.double(), norm.double()]).tolist()
         self._check_finite(loss, norm_value, batch)
         if self.settings.optimizer.clip_norm:
@@ -180,7 +180,7 @@ class Learner:
         samples = None
         if self.critic is not None:
             samples = self.critic.samples(self.decoder, features, images.tolist(), self.step_number)
-            # Given and drawn captions go through the decoder side by side, so that features are projected once.
+            # Reference and sampled captions go through the decoder together, so that features are projected once.
             tokens = side_by_side(tokens, pad_captions(samples.captions).to(tokens.device))
         enabled = self.autocast is not None
         with torch.autocast(features.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled):
@@ -241,7 +241,7 @@ class Learner:
     def _check_finite(self, loss: float, norm: float, batch: Batch) -> None:
         for what, value in (("loss", loss), ("gradients' norm", norm)):
             if not math.isfinite(value):
-                # Gradients are shared: where the loss is finite on one of several workers, it is not on another.
+                # Gradients are summed over workers, so the images of another worker may be the cause.
                 ours = what == "loss" or self.world_size == 1
                 raise NonFiniteLossError(
                     f"the {what} is {value} at step {self.step_number}, and the weights are as before it",
@@ -252,11 +252,11 @@ class Learner:
     def _update_average(self) -> None:
         if self.average is None:
             return
-        # Early on the average would remember the random start: let it follow faster (as in Tensorflow's EMA).
+        # At first the average follows faster, so that it forgets the random weights (as in TensorFlow's EMA).
         decay = min(self.settings.ema_decay, (1 + self.step_number) / (10 + self.step_number))
         state = self.decoder.state_dict()
         moving = [name for name, value in state.items() if value.is_floating_point()]
-        # All tensors at once: on a GPU they are hundreds of kernels otherwise.
+        # One call for all tensors, instead of hundreds of kernels on a GPU.
         torch._foreach_lerp_([self.average[name] for name in moving], [state[name] for name in moving], 1 - decay)
         for name in state.keys() - set(moving):
             self.average[name].copy_(state[name])

@@ -45,7 +45,8 @@ def caption_loss(
         teacher_share: share of the objective that is cross-entropy with these probabilities.
         weights: (M,) float, weight of each word in the objective; default: 1.
     """
-    log_probs = logits.float().log_softmax(dim=-1)  # once for both sums: over a vocabulary it is what a loss costs
+    # Computed once for both sums, because it is the expensive part of the loss.
+    log_probs = logits.float().log_softmax(dim=-1)
     cross_entropy = F.nll_loss(log_probs, targets, reduction="none")  # (M,)
     objective = cross_entropy
     if label_smoothing:

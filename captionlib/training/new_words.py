@@ -15,8 +15,8 @@ from captionlib.vocabulary import SPECIAL_WORDS, Vocabulary
 
 WORD_TENSORS = ("words.embedding.weight", "words.output_weight", "words.output_bias")
 """Parameters of `captionlib.decoders.base.WordTable` with one row per word."""
-_SPREAD = 0.05  # as a new `WordTable` starts
-_RARE = 0.1  # quantile of the learnt biases: a new word starts as likely as a rare known one
+_SPREAD = 0.05  # the same initialisation as in `WordTable`
+_RARE = 0.1  # quantile of the learnt biases, so that a new word starts as probable as a rare known word
 
 
 def extended(known: Vocabulary, other: Vocabulary) -> Vocabulary:

@@ -70,7 +70,7 @@ class ObjectsHead(nn.Module):
     def __init__(self, feature_dim: int, num_categories: int) -> None:
         super().__init__()
         self.classify = nn.Linear(feature_dim, num_categories)
-        # A photo shows some 3 of 80 categories: started at even odds, the first steps would only learn that.
+        # A photo shows about 3 of 80 categories. With a bias of 0, the first steps would learn only this frequency.
         nn.init.constant_(self.classify.bias, -3.0)
 
     def forward(self, features: Tensor) -> Tensor:

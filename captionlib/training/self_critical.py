@@ -51,7 +51,7 @@ class SelfCritic:
 
     def samples(self, decoder: Decoder, features: Tensor, images: Sequence[int], step: int) -> Samples:
         """Draw and reward captions for features (B, N, D) of the images at these positions of the dataset."""
-        # Every step draws anew, and a resumed run draws the same.
+        # The seed depends on the step, so that a resumed run draws the same samples.
         config = SearchConfig(
             method="sample",
             num_captions=self.num_samples,

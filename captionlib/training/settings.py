@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from captionlib.errors import UserError
+from captionlib.ranges import ABOVE_ZERO, BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, at_least, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +35,16 @@ class OptimizerSettings:
     """Gradients with a larger global norm are scaled down to it; 0 disables clipping."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise UserError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
-        if self.encoder_factor <= 0:
-            raise UserError(f"optimizer.encoder_factor must be positive, got {self.encoder_factor}")
-        if self.clip_norm < 0:
-            raise UserError(f"optimizer.clip_norm must not be negative, got {self.clip_norm}")
-        for name in ("step_epochs", "plateau_epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"optimizer.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.step_factor <= 1:
-            raise UserError(f"optimizer.step_factor must be in (0, 1], got {self.step_factor}")
+        check_ranges(
+            self,
+            "optimizer.",
+            learning_rate=POSITIVE,
+            encoder_factor=POSITIVE,
+            clip_norm=NOT_NEGATIVE,
+            step_epochs=at_least(1),
+            plateau_epochs=at_least(1),
+            step_factor=ABOVE_ZERO,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,7 @@ class TeacherForcingSettings:
     """`exponential`: the factor k per epoch; `inverse_sigmoid`: k in k / (k + exp(epoch / k))."""
 
     def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"teacher_forcing.{name} must be in [0, 1], got {getattr(self, name)}")
+        check_ranges(self, "teacher_forcing.", start=SHARE, end=SHARE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +74,7 @@ class SelfCriticalSettings:
     """Number of captions drawn per image and step."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise UserError(f"self_critical.weight must be in [0, 1], got {self.weight}")
-        if self.num_samples < 2:
-            raise UserError(f"self_critical.num_samples must be at least 2, got {self.num_samples}")
+        check_ranges(self, "self_critical.", weight=SHARE, num_samples=at_least(2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +88,7 @@ class WatchSettings:
     """A new best score must be better by more than this."""
 
     def __post_init__(self) -> None:
-        for name in ("patience", "min_change"):
-            if getattr(self, name) < 0:
-                raise UserError(f"watch.{name} must not be negative, got {getattr(self, name)}")
+        check_ranges(self, "watch.", patience=NOT_NEGATIVE, min_change=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +103,9 @@ class CaptionFilter:
     """Omit captions if a smaller share of their words is in the vocabulary."""
 
     def __post_init__(self) -> None:
-        if self.min_words < 1:
-            raise UserError(f"filter.min_words must be at least 1, got {self.min_words}")
+        check_ranges(self, "filter.", min_words=at_least(1), min_known=SHARE)
         if self.max_words is not None and self.max_words < self.min_words:
             raise UserError(f"filter.max_words {self.max_words} is less than min_words {self.min_words}")
-        if not 0 <= self.min_known <= 1:
-            raise UserError(f"filter.min_known must be in [0, 1], got {self.min_known}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,25 +149,27 @@ weights themselves.
     self_critical: SelfCriticalSettings = field(default_factory=SelfCriticalSettings)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "images_per_step", "captions_per_image", "accumulation", "max_tokens", "min_count"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.caption_index < 0:
-            raise UserError(f"caption_index must not be negative, got {self.caption_index}")
+        check_ranges(
+            self,
+            "",
+            epochs=at_least(1),
+            images_per_step=at_least(1),
+            captions_per_image=at_least(1),
+            accumulation=at_least(1),
+            max_tokens=at_least(1),
+            min_count=at_least(1),
+            caption_index=NOT_NEGATIVE,
+            objects_weight=NOT_NEGATIVE,
+            label_smoothing=BELOW_ONE,
+            teacher_share=SHARE,
+            ema_decay=BELOW_ONE,
+        )
         if self.captions_per_image > 1 and self.captions != "random":
             raise UserError(
                 f"captions_per_image {self.captions_per_image} is for captions that are drawn: set captions to random"
             )
-        if self.objects_weight < 0:
-            raise UserError(f"objects_weight must not be negative, got {self.objects_weight}")
         if self.vocabulary_size is not None and self.vocabulary_size < 5:
             raise UserError(f"vocabulary_size must be at least 5 (4 words are special), got {self.vocabulary_size}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        if not 0 <= self.teacher_share <= 1:
-            raise UserError(f"teacher_share must be in [0, 1], got {self.teacher_share}")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         forcing = self.teacher_forcing
         if self.self_critical.weight and (forcing.schedule != "constant" or forcing.start < 1):
             raise UserError("self-critical training scores whole captions: it needs constant teacher forcing of 1")

@@ -92,12 +92,12 @@ class ChunkTracker:
         partly_done: dict[IdRange, Chunk] = {}
         tried_twice: set[IdRange] = set()
         in_a_row = 0
-        failed: list[bool] = []  # whether it is no news, of each chunk that failed as nobody foresaw
+        failed: list[bool] = []  # for each chunk with an unexpected exception, whether it is a repetition
         for receipt in receipts:
             is_second = receipt["pause"] is not None
             chunk = waiting.pop((IdRange(receipt["first"], receipt["last"]), is_second), None)
             if chunk is None:
-                continue  # Ray did it twice: the same rows, in the same file
+                continue  # Ray processed the chunk twice and wrote the same rows to the same file
             self._say_warnings(receipt)
             if receipt["answered"]:
                 self.note_answer(receipt["answered"])
@@ -124,7 +124,7 @@ class ChunkTracker:
             if in_a_row >= self.patience:
                 break
         else:
-            if waiting:  # the round is over and these have no receipt
+            if waiting:  # these chunks have no receipt at the end of the round
                 self.last_reason = "the processes that worked on them died"
             accused = result.poison if len(chunks) == 1 else result.suspected
             for chunk in _first_attempts(waiting.values()):
@@ -136,10 +136,10 @@ class ChunkTracker:
         result.repeated = result.unforeseen and all(failed)
         result.smallest = all(bool(chunk.redo) or chunk.ids.size == 1 for chunk in deferred)
         for chunk in deferred:
-            # Rows are done again in the file that they are in, so such a chunk keeps its size.
+            # Rows are replaced in their existing file, so such a chunk keeps its size.
             size = chunk.ids.size if chunk.redo else -(-chunk.ids.size // SPLIT)
             result.left += [Chunk(ids, chunk.redo) for ids in cut([chunk.ids], size)]
-        # Shuffle what this round did not reach: a list may begin with many images of one dead host.
+        # Shuffle the chunks that this round did not reach, because a list may begin with many images of one dead host.
         others = _first_attempts(waiting.values())
         random.Random(0).shuffle(others)
         result.left += [*others, *partly_done.values()]
@@ -192,7 +192,7 @@ class ChunkTracker:
         try:
             is_there = self.files.exists(chunk.ids)
         except TransportFault:
-            return  # the storage has gone away since: its next file will do
+            return  # the storage has become unreachable; the next file is checked instead
         self._nodes.add(node)
         if not is_there:
             raise JobIncomplete(

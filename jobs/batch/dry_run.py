@@ -118,7 +118,7 @@ def _folder_for_now(output: Folder, job: BatchJob) -> Iterator[Folder]:
         delete_manifest(trial / "manifest")
         if trial.is_local:
             shutil.rmtree(trial.url, ignore_errors=True)
-            with contextlib.suppress(OSError):  # it holds something
+            with contextlib.suppress(OSError):  # the folder is not empty
                 os.rmdir(output.url)
                 if RunShard.of_folder(os.path.basename(output.url)) is not None:
                     os.rmdir(output.parent.url)

@@ -107,7 +107,7 @@ class Failures:
         head = f"{receipt['step']} failed at {_named(ids)} on {receipt['node']}\n\n"
         try:
             self.folder.write(name, (head + receipt["trace"]).encode(errors="replace"))
-        except OSError as error:  # the failure itself matters more
+        except OSError as error:  # the failure itself is reported in any case
             return f"its traceback could not be written to {self.folder.url} ({error})"
         return f"its traceback is in {self.folder.url}/{name}"
 

@@ -35,7 +35,7 @@ def write_report(outcome: RunResult, settings: CaptionSettings) -> None:
         lengths.update(rows.column("num_tokens").drop_null().to_pylist())
         captions.update(rows.column("caption").drop_null().to_pylist())
         errors.update(error.partition(":")[0] for error in rows.column("error").drop_null().to_pylist())
-        if len(captions) > 1_000_000:  # an honest count of the frequent ones, in bounded memory
+        if len(captions) > 1_000_000:  # keeps the count of frequent captions in bounded memory
             captions = Counter(dict(captions.most_common(100_000)))
     with RowImages(outcome.manifest, settings.source.image_column) as images:
         cards = [_card(row, _image_of(row, images)) for row in _sample(outcome, CARDS, failed=False)]
@@ -84,7 +84,7 @@ def _card(row: dict[str, Any], data: bytes | None) -> Card:
         try:
             thumbnail = thumbnail_jpeg(decode_image(data, target_side=THUMBNAIL_SIDE).image)
         except ImageDecodeError:
-            thumbnail = None  # it was there when it was captioned; the page shows its caption without it
+            thumbnail = None  # the file has changed since it was captioned; the caption is shown without a thumbnail
     others = [(other["text"], other["log_prob"]) for other in (row["captions"] or [])[1:]]
     return Card(
         path=row["path"],

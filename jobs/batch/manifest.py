@@ -23,7 +23,7 @@ from jobs.outputs.rows import renumbered
 from jobs.storage.folder import Folder
 
 ROWS_PER_FILE = 100_000
-ROWS_PER_GROUP = 10_000  # a chunk reads one or two groups of a file
+ROWS_PER_GROUP = 10_000  # so that a chunk reads only one or two row groups of a file
 NO_COLUMNS = pa.schema([])
 _FILE = re.compile(r"manifest-(\d{12})-(\d{12})\.parquet")
 
@@ -79,7 +79,7 @@ class Manifest:
             shards, last = rows.column("shard"), rows.column("shard")[-1].as_py()
             whole.update(pc.unique(shards).to_pylist())
             whole.discard(last)
-            # A damaged one may have been mended.
+            # A damaged shard may have been repaired.
             has_place = pc.or_(pc.is_valid(rows.column("offset")), pc.is_valid(rows.column("row")))
             whole.difference_update(pc.unique(shards.filter(pc.invert(has_place))).to_pylist())
         return whole - {None}

@@ -126,20 +126,20 @@ class ModelStage:
         if chunk["status"] != "ready":
             return {}
         try:
-            check_path_visible(self.output.url, "output")  # else it would write to a disk of its own
+            check_path_visible(self.output.url, "output")  # otherwise this machine would write to its own disk
         except AccessDenied as error:
             return {"status": "denied", "reason": str(error)}
         steps = ["the model"]
         try:
             done = self._work(chunk, chunks.column("images")[0].values, chunks.column("pixels")[0], steps)
         except AccessDenied as error:
-            # A server that refuses the caller refuses every image. An output may take the next write.
+            # A server that denies access denies it for every image, but the next write to the output may succeed.
             status = "denied" if steps[-1] == "the model" else "deferred"
             return {"status": status, "reason": masked(str(error))[:500]}
-        except OSError as error:  # a storage or a disk, which may come back
+        except OSError as error:  # the storage or the disk may be available again later
             return {"status": "deferred", "reason": masked(f"{type(error).__name__}: {error}")[:500]}
         except Exception as error:
-            # Not committed, so not lost: the driver tries the chunk again, and says so if it never works.
+            # The chunk is not committed, so the driver tries it again and reports it if it never succeeds.
             log_failure(logger, error, chunk)
             return unforeseen(error, steps[-1])
         self.metrics.count({**chunk, **done})
@@ -164,7 +164,7 @@ class ModelStage:
             started = time.monotonic()
             made = self.processor(batch, facts["image_id"].to_numpy()[good].tolist())
             worked = time.monotonic()
-        # Row i of the chunk takes the model's row number `good[:i].sum()`, or null.
+        # Row i of the chunk takes row `good[:i].sum()` of the model's output, or null if the image has an error.
         places = pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good)
         writing = time.monotonic()
         made = {name: {c: values.take(places) for c, values in columns.items()} for name, columns in made.items()}

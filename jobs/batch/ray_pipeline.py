@@ -53,10 +53,10 @@ class Pipeline:
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.execution_no_progress_timeout_s = -1  # a queue for a GPU or a spot machine may be long
+        context.execution_no_progress_timeout_s = -1  # waiting for a GPU or a spot machine may take long
         context.max_errored_blocks = LOST_CHUNKS_LIMIT
         plan = self.plan
-        # A block per chunk: with fewer, Ray would give many chunks to one task.
+        # One block per chunk; with fewer blocks, Ray would give many chunks to one task.
         dataset = (
             ray.data.from_arrow([as_table(chunk) for chunk in chunks])
             .map_batches(
@@ -72,17 +72,17 @@ class Pipeline:
                 fn_constructor_args=(self.factory, self.outputs, self.sidecar),
                 batch_size=1,
                 batch_format="pyarrow",
-                # Two calls at once: one chunk is written while the model works on the next.
+                # Two concurrent calls: one chunk is written while the model works on the next.
                 compute=ray.data.ActorPoolStrategy(
                     size=min(plan.num_actors, len(chunks)),
-                    # On a GPU three: one chunk is encoded, one searched, one written.
+                    # On a GPU three concurrent calls: one chunk is encoded, one searched, one written.
                     max_tasks_in_flight_per_actor=4 if plan.actor_gpus else 3,
                     max_concurrent_calls_per_actor=3 if plan.actor_gpus else 2,
                     enable_true_multi_threading=True,
                 ),
                 num_cpus=plan.actor_cpus,
                 num_gpus=plan.actor_gpus,
-                # A dead actor is replaced, but a chunk that kills it every time must not go on for ever.
+                # A dead actor is replaced, but a chunk that kills it every time must not be retried forever.
                 **_remote_args(max_restarts=-1, max_task_retries=3),
             )
         )

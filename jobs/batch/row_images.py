@@ -43,6 +43,6 @@ class RowImages:
             try:
                 return self._reader.read(ImageRef(row["path"]))
             except InputFault:
-                pass  # not a file of its own; the manifest knows which file contains it
+                pass  # the image is inside a shard; the manifest states which one
         (image,) = image_refs(self.manifest.read(IdRange(row["image_id"], row["image_id"])))
         return self._reader.read(image)

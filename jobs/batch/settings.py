@@ -6,16 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from captionlib.captioners.options import CaptionerOptions
 from captionlib.captioners.zoo import default_search
-from captionlib.config import SearchConfig
+from captionlib.config import CAPTION_BATCH, SearchConfig
 from captionlib.errors import UserError
+from captionlib.ranges import NOT_NEGATIVE, SHARE, at_least, check_ranges
 from jobs.cli.arguments import peek
+from jobs.cli.encoder import EncoderSettings
 from jobs.inputs.run_shard import RunShard
 from jobs.inputs.settings import SourceSettings
 from jobs.outputs import schemas
@@ -23,6 +25,7 @@ from jobs.outputs.export import EXPORTS
 from jobs.outputs.sidecar import SidecarMode
 from jobs.storage.access import AccessSettings
 
+_BATCH = f"{CAPTION_BATCH.cpu}, on a GPU {CAPTION_BATCH.gpu}, fewer for features and large models"
 _EXPORTS = "{" + ",".join(EXPORTS) + "}"
 
 
@@ -37,7 +40,7 @@ class WorkSettings:
 
     images_per_chunk: Annotated[int | None, _hint("INT", "up to 512, fewer when there are few")] = None
     """Number of images that are committed together; a crash loses at most the chunks in progress."""
-    batch_size: Annotated[int | None, _hint("INT", "32, on a GPU 512")] = None
+    batch_size: Annotated[int | None, _hint("INT", _BATCH)] = None
     """Number of images per batch of the model."""
     num_actors: Annotated[int | None, _hint("INT", "one per GPU, or per CPU up to 8 on a machine")] = None
     """Number of copies of the model."""
@@ -49,10 +52,15 @@ class WorkSettings:
     """The same for GPUs."""
 
     def __post_init__(self) -> None:
-        for name in ("images_per_chunk", "batch_size", "num_actors", "num_cpus", "num_gpus"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        check_ranges(
+            self,
+            "--",
+            images_per_chunk=at_least(1),
+            batch_size=at_least(1),
+            num_actors=at_least(1),
+            num_cpus=at_least(1),
+            num_gpus=at_least(1),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +76,7 @@ servers answer, images are retried once, at the end, and then become rows with a
     """Seconds before the first of these rounds. The pause triples from round to round (exponential back-off)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_error_share <= 1:
-            raise UserError(f"--max-error-share must be in [0, 1], got {self.max_error_share}")
-        if self.transport_retries < 0 or self.transport_pause < 0:
-            raise UserError("--transport-retries and --transport-pause must not be negative")
+        check_ranges(self, "--", max_error_share=SHARE, transport_retries=NOT_NEGATIVE, transport_pause=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +111,7 @@ with python -m jobs.merge OUTPUT."""
     access: Annotated[AccessSettings, OmitArgPrefixes] = field(default_factory=AccessSettings)
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit must be at least 1, got {self.limit}")
+        check_ranges(self, "--", limit=at_least(1))
         _ = self.run_shard  # checks it
         if self.overwrite and self.retry_errors:
             raise UserError("--overwrite does everything anew, so --retry-errors has nothing to add: leave one out")
@@ -185,8 +189,7 @@ images would share a file, as photo.jpg and photo.png, the later one gets photo.
         unknown = sorted(set(self.export) - set(EXPORTS))
         if unknown:
             raise UserError(f"--export must be one of {_EXPORTS}, got {', '.join(unknown)}")
-        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
-            raise UserError(f"--min-confidence must be in [0, 1], got {self.min_confidence}")
+        check_ranges(self, "--", min_confidence=SHARE, show=NOT_NEGATIVE)
         if self.dry_run and (self.overwrite or self.retry_errors):
             raise UserError("--dry-run leaves the output alone: leave out --overwrite and --retry-errors")
 
@@ -201,18 +204,7 @@ def default_search_of(arguments: Sequence[str]) -> SearchConfig:
 class FeatureSettings(BatchSettings):
     """Settings of the feature job."""
 
-    encoder: str = "efficientnet_lite0"
-    """Name of the network in its library."""
-    kind: Literal["efficientnet_lite", "torchvision", "timm"] = "efficientnet_lite"
-    """Library of the network."""
-    features: Literal["grid", "pooled", "logits"] = "grid"
-    """Output of the network to store: positions of the last stage (grid), their mean (pooled), or the classifier's
-logits."""
-    size: int | None = None
-    """Side of the square in pixels that images are scaled to; by default, the size that the weights were trained
-with."""
-    model: Annotated[str | None, _hint("DIR", "the library's ImageNet weights")] = None
-    """Checkpoint (folder or URL) whose encoder is used instead."""
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
     flip: bool = False
     """Also write the features of the mirrored images, to the folder features_flipped."""
     crops: int = 0
@@ -221,5 +213,4 @@ crop covers at least half of the image and is mirrored with probability 0.5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.crops < 0:
-            raise UserError(f"crops must not be negative, got {self.crops}")
+        check_ranges(self, "--", crops=NOT_NEGATIVE)

@@ -113,8 +113,8 @@ def _work(
     answers: Connection,
 ) -> None:
     """Body of the process: send a receipt for each chunk, or a text that states why the model cannot be loaded."""
-    logging.disable(logging.CRITICAL)  # receipts say what went wrong
-    with contextlib.suppress(OSError):  # of the pipe: the job is gone
+    logging.disable(logging.CRITICAL)  # errors are reported in the receipts
+    with contextlib.suppress(OSError):  # a broken pipe means that the job has ended
         try:
             worker = ModelStage(factory, outputs, sidecar)
         except Exception as error:
@@ -133,7 +133,7 @@ def _answers(pipe: Connection) -> Iterator[Any]:
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Block Ctrl-C for processes started here, because a terminal sends it to all of them; the job ends them itself."""
-    resource_tracker.ensure_running()  # which would let them through again, where it is started with the first process
+    resource_tracker.ensure_running()  # its start unblocks the signal, so it must run before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

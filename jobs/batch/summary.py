@@ -87,7 +87,7 @@ def _sample(outcome: RunResult, count: int, *, failed: bool) -> list[dict[str, A
     found: list[dict[str, Any]] = []
     before = 0
     for ids, here in available.items():
-        # Of `wanted` evenly spaced places in the whole, those that fall into this file.
+        # Those of `wanted` evenly spaced places over all files that are in this file.
         first = -(-before * wanted // max(1, sum(available.values())))
         last = -(-(before + here) * wanted // max(1, sum(available.values())))
         before += here

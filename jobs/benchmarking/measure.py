@@ -32,9 +32,7 @@ from jobs.storage.errors import InputFault
 from jobs.storage.paths import is_local
 
 if TYPE_CHECKING:
-    from captionlib.captioners.base import LoadedCaptioner
-    from captionlib.captioners.predictor import Predictor
-    from captionlib.config import SearchConfig
+    from captionlib.captioners.base import LoadedCaptioner, Stages
 
 LISTING_SECONDS = 10.0
 """Listing stops after this many seconds: for a bucket of millions, the first images represent all."""
@@ -132,22 +130,15 @@ def load(images: Sequence[ImageRef], transform: ImageTransform) -> Loaded:
     return loaded
 
 
-def model_seconds(
-    predictor: Predictor, pixels: Sequence[np.ndarray], search: SearchConfig, batch_size: int
-) -> tuple[float, float]:
+def stage_seconds(stages: Stages, pixels: Sequence[np.ndarray], batch_size: int) -> tuple[float, float]:
     """Return the seconds of encoder and search for all images; the first batch runs twice and counts once."""
-    import torch
-
-    assert predictor.engine is not None, "a checkpoint for images"
     encoder = searching = 0.0
     batches = [np.stack(pixels[i : i + batch_size]) for i in range(0, len(pixels), batch_size)]  # (B, S, S, 3)
     for number, batch in enumerate([batches[0], *batches]):
         started = time.monotonic()
-        features = predictor.engine(batch)
-        if features.is_cuda:
-            torch.cuda.synchronize()
+        features = stages.encode(batch)
         encoded = time.monotonic()
-        predictor.captioner.caption_features(features.to(predictor.device), search)
+        stages.search(features)
         if number:
             encoder += encoded - started
             searching += time.monotonic() - encoded

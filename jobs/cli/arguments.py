@@ -14,14 +14,14 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 
-from captionlib.config import from_dict, to_dict
+from captionlib.config import SearchConfig, from_dict, to_dict
 from captionlib.errors import UserError
 from captionlib.version import __version__
 from jobs.cli.help_text import tidy_help
 from jobs.cli.pipes import quiet_when_unread
 
 T = TypeVar("T")
-_LOOKS = (tyro.conf.PositionalMetavarFromFieldName,)  # INPUT and OUTPUT in --help by name
+_LOOKS = (tyro.conf.PositionalMetavarFromFieldName,)  # --help shows INPUT and OUTPUT by name
 
 
 def parse(
@@ -31,21 +31,28 @@ def parse(
     prog: str,
     description: str,
     defaults: Mapping[str, Any] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> T:
     """Parse a command line into settings. The command line overrides the settings file, which overrides `defaults`.
 
     An invalid command line or file ends the process with an error message on stderr and exit code 2.
+
+    Args:
+        renamed: flags of earlier versions, and the present names, which the error message states.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--version" in arguments:
         print(f"{prog} {__version__}")
         raise SystemExit(0)
     try:
+        _check_renamed(arguments, renamed or {})
         path = peek(arguments, "config")
-        values = dict(defaults or {}) | ({} if path is None else read_file(cls, Path(path), defaults or {}))
+        values = dict(defaults or {}) | ({} if path is None else read_file(cls, Path(path), defaults or {}, renamed))
         default = _with_defaults(cls, values)
         with _tidy_stdout():
-            return tyro.cli(cls, args=arguments, prog=prog, description=description, config=_LOOKS, default=default)
+            made = tyro.cli(cls, args=arguments, prog=prog, description=description, config=_LOOKS, default=default)
+        _warn_of_unused(made, arguments, {} if path is None else _read_mapping(Path(path)))
+        return made
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -71,11 +78,37 @@ def peek(argv: Sequence[str], name: str) -> str | None:
     try:
         value: str | None = getattr(parser.parse_known_args(list(argv))[0], name)
     except argparse.ArgumentError:
-        return None  # no value after the flag: the real parser will say so
+        return None  # the flag has no value, which the real parser reports
     return value
 
 
-def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in renamed:
+            raise UserError(f"{flag} is called {renamed[flag]} now: write {renamed[flag]}")
+
+
+def _warn_of_unused(settings: Any, arguments: Sequence[str], stored: Mapping[str, Any]) -> None:
+    """Print one line per kind of search that ignores settings that the user gave."""
+    search = getattr(settings, "search", None)
+    if not isinstance(search, SearchConfig) or getattr(settings, "quiet", False):
+        return
+    prefix = "--search."
+    given = {argument.partition("=")[0].removeprefix(prefix) for argument in arguments if argument.startswith(prefix)}
+    given = {name.replace("-", "_") for name in (*given, *stored.get("search", {}))}
+    ignored: dict[str, list[str]] = {}
+    for name, kind in search.unused().items():
+        if name in given:
+            ignored.setdefault(kind, []).append(f"{prefix}{name.replace('_', '-')}")
+    for kind, flags in ignored.items():
+        verb = "is" if len(flags) == 1 else "are"
+        print(f"warning: {' and '.join(flags)} {verb} not used by {kind}", file=sys.stderr, flush=True)
+
+
+def read_file(
+    cls: type, path: Path, defaults: Mapping[str, Any], renamed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Read settings by name from a YAML or TOML file. Names are those of the flags; `search` is a nested group.
 
     Raises:
@@ -94,6 +127,10 @@ def read_file(cls: type, path: Path, defaults: Mapping[str, Any]) -> dict[str, A
     }
     for key, value in stored.items():
         name = str(key).replace("-", "_")
+        now = (renamed or {}).get(f"--{name.replace('_', '-')}")
+        if now is not None and not isinstance(value, dict):
+            place, _, inner = now.removeprefix("--").partition(".")
+            raise UserError(f"{path}: {key} is called {inner} in the group {place} now")
         if name in flat:
             groups.setdefault(flat[name], {})[name] = value
         elif name in hints and dataclasses.is_dataclass(hints[name]) and name not in flat.values():
@@ -146,7 +183,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         import yaml
 
         values = yaml.safe_load(text) or {}
-    except Exception as error:  # each library has its own; all of them say where in the file
+    except Exception as error:  # the libraries raise different exceptions; all messages state the place in the file
         raise UserError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings by name, got {type(values).__name__}")

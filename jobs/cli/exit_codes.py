@@ -25,7 +25,7 @@ def run_command(prog: str, action: Callable[[], int]) -> int:
     before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
         code = 0
-        with quiet_when_unread():  # what is printed comes at the end, when the work is done
+        with quiet_when_unread():  # output is printed at the end, when the work is already done
             code = action()
         return code  # noqa: RET504  it is 0 when nobody reads what was printed
     except (UserError, ImageError, OSError, ModuleNotFoundError) as error:

@@ -23,7 +23,7 @@ def tidy_help(text: str) -> str:
     group: list[str] = []
     for line in text.splitlines():
         if not line.strip("- "):
-            continue  # a rule, or nothing
+            continue  # a horizontal rule or an empty line
         if line.startswith("  ") and not line.startswith("    python"):
             group.append(line[2:].rstrip())
             continue
@@ -65,7 +65,7 @@ def _entries(bodies: list[str]) -> list[list[str]]:
 def _tidy_entry(entry: list[str], indent: int, width: int) -> list[str]:
     """Rewrite one flag or argument, whose description begins in the column `indent`."""
     if not entry[0].startswith(("-", "[")) and not re.match(r"[A-Z][A-Z_]+\b", entry[0]):
-        return textwrap.wrap(" ".join(entry), width)  # a sentence about the group
+        return textwrap.wrap(" ".join(entry), width)  # a description of the group
     is_beside = len(entry[0]) > indent and entry[0][indent - 1] == " " and entry[0][indent] != " "
     name = (entry[0][:indent] if is_beside else entry[0]).strip()
     described = " ".join(line.strip() for line in ([entry[0][indent:]] if is_beside else []) + entry[1:])

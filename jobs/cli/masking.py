@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _SECRETS = re.compile(
-    # Parameters of AWS, Google and Azure signatures, and usual names of tokens; `key` only with a long value.
+    # Parameters of AWS, Google and Azure signatures, and common names of tokens; `key` only with a long value.
     r"(?i)(?<=[?&])([a-z_-]*(?:signature|credential|token|secret|password|passwd|pwd|authorization|api[_-]?key|"
     r"access[_-]?key(?:id)?|accessid|session[_-]?id)|sig|auth|key(?==[^&#\s]{20}))=[^&#\s'\"]+"
 )

@@ -15,6 +15,6 @@ def quiet_when_unread() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes stdout once more at its end, which would print a traceback.
+        # Python flushes stdout again when it exits, which would print a traceback.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

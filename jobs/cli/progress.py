@@ -1,19 +1,12 @@
-"""Shows progress: a live bar in a terminal, and one plain line every ten seconds elsewhere."""
+"""Counts the images of a batch job, and displays their number, the rate and the remaining time."""
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from jobs.cli.masking import masked
+from jobs.cli.progress_bar import ProgressBar
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
-
-SECONDS_BETWEEN_LINES = 10.0
 SECONDS_FOR_A_RATE = 2.0
 
 
@@ -28,21 +21,18 @@ class Progress:
     """
 
     def __init__(self, planned: int, finished: int, verb: str, *, quiet: bool = False) -> None:
-        self.quiet = quiet
         self.planned, self.before, self.verb = planned, finished, verb
         self.done = 0
         self.failed = 0
         self.deferred = 0
         self.started = time.monotonic()
-        self.first: tuple[float, int] | None = None  # when the first part came, and its images
+        self.first: tuple[float, int] | None = None  # time of the first committed chunk, and its number of images
         self.last = self.started
         self.rates: list[tuple[float, float]] = []
         """Pairs (seconds since the start, images per second since the previous pair)."""
         self._rated = (0.0, 0)
         self._said = -1
-        self._next_line = self.started + SECONDS_BETWEEN_LINES
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
+        self._bar = ProgressBar(verb, total=planned, completed=finished, left="starting", quiet=quiet)
 
     @property
     def images(self) -> int:
@@ -67,18 +57,15 @@ class Progress:
         return (self.images - self.first[1]) / (self.last - self.first[0])
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty() and not self.quiet:
-            self._start_bar()
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        elif self.images and self._said != self.images:
-            self._print(self._line())
+        if not self._bar.is_live and self.images and self._said != self.images:
+            self.say(self._line())
+        self._bar.stop()
 
     def add(self, done: int, failed: int, deferred: int = 0) -> None:
         """Count the images of a committed chunk."""
@@ -91,29 +78,24 @@ class Progress:
             if self.first is None:
                 self.first = (now, self.images)
             self._rate(now)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task,
-                completed=self.before + self.images,
-                rate=f"{self.images_per_second:.1f} images/s" if self.images_per_second else "",
-                failed=f"{self.failed:,} failed" if self.failed else "",
-                left=self._time_left(),
-            )
-        elif now >= self._next_line:
-            self._print(self._line())
+        has_printed = self._bar.show(
+            self._line,
+            total=self.planned,
+            completed=self.before + self.images,
+            text=f"{self.images_per_second:.1f} images/s" if self.images_per_second else "",
+            failed=f"{self.failed:,} failed" if self.failed else "",
+            left=self._time_left(),
+        )
+        if has_printed:
             self._said = self.images
-            self._next_line = now + SECONDS_BETWEEN_LINES
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
-        if self._bar is not None:
-            self._bar.console.print(masked(text), highlight=False, markup=False)
-        else:
-            self._print(text)
+        self._bar.say(text)
 
     def _rate(self, now: float) -> None:
         seconds, images = now - self.started, self.images
-        # Points a fiftieth of the run apart at most, however long the run: a report can draw them all.
+        # The points are at least a fiftieth of the elapsed time apart, so that the chart of a long run has few of them.
         if seconds - self._rated[0] >= max(2.0, seconds / 50):
             self.rates.append((seconds, (images - self._rated[1]) / (seconds - self._rated[0])))
             self._rated = (seconds, images)
@@ -132,30 +114,6 @@ class Progress:
         if self._time_left():
             parts.append(self._time_left())
         return ", ".join(parts)
-
-    def _start_bar(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
-
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("[red]{task.fields[failed]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=Console(stderr=True),
-        )
-        self._task = self._bar.add_task(
-            self.verb, total=self.planned, completed=self.before, rate="", failed="", left="starting"
-        )
-        self._bar.start()
-
-    def _print(self, text: str) -> None:
-        if not self.quiet:
-            print(masked(text), file=sys.stderr, flush=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -30,7 +30,8 @@ def autoscaler_status(gcs_address: str) -> Growth:
             state = reply.autoscaling_state
             return "impossible" if has_infeasible(state) else "possible"
         return "none" if status and is_fixed(json.loads(status)) else "possible"
-    except (ImportError, AttributeError, TypeError, RuntimeError, ValueError) as error:  # another version of Ray
+    except (ImportError, AttributeError, TypeError, RuntimeError, ValueError) as error:
+        # Other versions of Ray have another interface.
         logger.debug("cannot tell how the cluster grows: %s", error)
         return "possible"
 

@@ -58,7 +58,7 @@ class RaySession:
         self._is_mine = False
 
     def __enter__(self) -> RaySession:
-        # What Ray says of itself is for its log files; a person sees the job's own progress.
+        # Ray's own messages belong to its log files; the user sees the progress of the job.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Else a lost machine may make Ray print a traceback about its own statistics every five seconds. Failures of
         # the job's tasks reach the job in any case.
@@ -104,7 +104,7 @@ class RaySession:
                     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
                 return
             except Exception as error:
-                ray.shutdown()  # of what had been started
+                ray.shutdown()  # stops the parts that had been started
                 was_slow = "timed out during startup" in str(error)
                 if was_slow and attempt < STARTS - 1:
                     self.say("Ray did not start within 30 seconds, this machine is busy; retrying")
@@ -147,7 +147,7 @@ class RaySession:
             return
         group = placement_group([{kind: 1.0} for kind, count in wanted.items() for _ in range(count)])
         next_note = time.monotonic()
-        while not group.wait(1):  # briefly, so that Ctrl-C and SIGTERM get through
+        while not group.wait(1):  # waits only briefly, so that Ctrl-C and SIGTERM are handled
             if time.monotonic() < next_note:
                 continue
             next_note = time.monotonic() + SECONDS_BETWEEN_NOTES
@@ -215,7 +215,7 @@ def _check_address(address: str) -> None:
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        return  # "auto", or another word that Ray knows
+        return  # "auto" or another keyword of Ray
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -279,8 +279,8 @@ def _explain(error: Exception, said: str, address: str | None) -> str | None:
 def _quieten_ray_data() -> None:
     import ray
 
-    logger = logging.getLogger(ray.data.__name__)  # importing it is what sets its handlers
+    logger = logging.getLogger(ray.data.__name__)  # importing ray.data creates the handlers
     for handler in logger.handlers:
-        if "Session" not in type(handler).__name__:  # the session's log file still gets everything
+        if "Session" not in type(handler).__name__:  # the log file of the session still receives everything
             handler.setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)

@@ -68,7 +68,7 @@ def read_references(
     is_table = kind in ("karpathy", "csv", "parquet")
     if not is_table and filesystem(path).isdir(path):
         return read_dataset(kind, path, split=split, split_file=split_file, images_root=images_root)
-    # Where the images are matters for the report's pictures only, and captions mostly know it better.
+    # The folder of the images matters only for the thumbnails in the report, and captions usually state better paths.
     folder = images_root or posixpath.dirname(path) or "."
     return read_dataset(kind, split=split, split_file=split_file, captions_file=path, images_root=folder)
 
@@ -101,7 +101,7 @@ def coco_numbers(kind: str, path: str, references: Sequence[CaptionedImage]) -> 
         UserError: the references are not from COCO.
     """
     if kind == "coco" and not filesystem(path).isdir(path):
-        # The reader returns one record for each of these, in their order.
+        # The reader returns one record per image, in the same order.
         images = read_json_object(path)["images"]
         return {image["id"]: record.path for image, record in zip(images, references, strict=True)}
     found = ((_COCO_NAME.fullmatch(posixpath.basename(record.path)), record.path) for record in references)
@@ -163,10 +163,10 @@ def _same_name(side: str, one: str, other: str) -> str:
 
 
 def _parquet_folder(folder: Folder) -> Iterator[CaptionRow]:
-    if (folder / "captions").names():  # the job's output folder, not the folder of its rows
+    if (folder / "captions").names():  # the output folder of the job was given instead of its subfolder with the rows
         folder = folder / "captions"
     chunks = ChunkFiles(folder, "captions")
-    # Of the job's own files the finished ones only: a killed run may leave others beside them.
+    # Only finished files of the job are read, because a killed run may leave unfinished ones beside them.
     finished = chunks.finished()
     if finished:
         for ids in finished:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from captionlib.images.decode import decode_image
+from captionlib.metrics import HEADLINE, LABELS, MAIN_SCORE
 from captionlib.report import Card, Page, Section, thumbnail_jpeg
 from captionlib.report.cards import THUMBNAIL_SIDE
 from jobs.storage.read import read_bytes
@@ -28,13 +29,14 @@ def evaluation_page(
         signature: signature of the scores.
         notes: remarks on what was not computed.
     """
-    ordered = sorted(rows, key=lambda row: row["cider_d"], reverse=True)
-    # Of few images each is shown once.
+    ordered = sorted(rows, key=lambda row: row[MAIN_SCORE], reverse=True)
+    # With few images, none is shown in both lists.
     num_shown = min(NUM_EXTREMES, len(ordered) // 2)
     best, worst = ordered[:num_shown], ordered[len(ordered) - num_shown :]
+    main = LABELS[MAIN_SCORE].title
     sections = [
-        Section(title="Best", text="Highest CIDEr-D.", cards=[_card(row) for row in best]),
-        Section(title="Worst", text="Lowest CIDEr-D, the lowest first.", cards=[_card(row) for row in worst[::-1]]),
+        Section(title="Best", text=f"Highest {main}.", cards=[_card(row) for row in best]),
+        Section(title="Worst", text=f"Lowest {main}, the lowest first.", cards=[_card(row) for row in worst[::-1]]),
     ]
     if notes:
         sections.append(Section(title="Notes", text=" ".join(f"{note}." for note in notes)))
@@ -42,7 +44,7 @@ def evaluation_page(
 
 
 def _card(row: Mapping[str, Any]) -> Card:
-    notes = [("CIDEr-D", f"{row['cider_d']:.2f}"), ("BLEU-4", f"{row['bleu_4']:.2f}")]
+    notes = [(LABELS[name].title, f"{row[name]:.2f}") for name in HEADLINE]
     notes += [("References", text) for text in row["references"]]
     return Card(path=row["path"], thumbnail_jpeg=_thumbnail(row), caption=row["caption"], notes=notes)
 

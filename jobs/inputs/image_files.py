@@ -105,4 +105,4 @@ def _is_image(item: ImageRef) -> bool:
     try:
         return begins_as_image(read_range(item.path, 0, FIRST_BYTES))
     except ImageError:
-        return False  # gone, or not for us: nothing says that it was an image
+        return False  # the file is missing or not readable, and nothing indicates that it is an image

@@ -149,7 +149,7 @@ def _list_input(text: str, extensions: tuple[str, ...], left_out: LeftOut) -> It
             raise FileNotFoundError(text)
         return
     if text.startswith("http"):
-        # `?` begins a query there, and a page that lists a folder has no extension.
+        # `?` begins a query in a URL, and a page that lists a folder has no extension.
         if text.partition("?")[0].lower().endswith(extensions) and not text.endswith("/") and extensions != ("",):
             yield ImageRef(text)
         else:
@@ -167,7 +167,7 @@ def _list_folder(
 ) -> Iterator[ImageRef]:
     here = os.stat(folder)
     if (here.st_dev, here.st_ino) in above:
-        return  # a link to a folder that holds it
+        return  # a link to a parent folder
     above |= {(here.st_dev, here.st_ino)}
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
@@ -177,7 +177,7 @@ def _list_folder(
         elif entry.is_dir():
             yield from _list_folder(entry.path, extensions, left_out, above)
         elif entry.name.lower().endswith(extensions) and (entry.is_file() or entry.is_symlink()):
-            # A link that leads nowhere is listed too: its error will say so.
+            # A broken link is listed too, and gets an error in its row.
             yield ImageRef(_as_utf8(entry.path), entry.stat().st_size if entry.is_file() else None)
         else:
             left_out.add(entry.name)

@@ -184,7 +184,7 @@ def _is_other_text(schema: pa.Schema, name: str) -> bool:
 
 
 def _open_text(path: str) -> io.TextIOWrapper:
-    # newline="": CSV has its own idea of where a row ends. A byte order mark is passed over.
+    # newline="" lets the CSV reader find the ends of rows; utf-8-sig skips a byte order mark.
     if is_local(path):
         return open(path, encoding="utf-8-sig", errors="replace", newline="")
     return io.TextIOWrapper(input_filesystem(path).open(path, "rb"), encoding="utf-8-sig", errors="replace", newline="")

@@ -94,7 +94,7 @@ def list_parquet(path: str, columns: Sequence[str] = (), image_column: str | Non
     """List the rows of a Parquet file with images, without reading the images."""
     with open_shard(path) as stream:
         file = pq.ParquetFile(stream)
-        # As `datasets` writes them: struct<bytes, path>, where the path is the name that the image had.
+        # The format of Hugging Face `datasets`: struct<bytes, path>, where path is the original file name.
         inner = f"{find_image_column(file.schema_arrow, image_column)}.path"
         with_names = inner in {file.schema.column(i).path for i in range(len(file.schema))}
         names = _inner_paths(file, inner) if with_names else itertools.repeat(None)
@@ -154,7 +154,7 @@ class ParquetImages:
                     raise InputFault("DamagedShard", f"{text}: {error}" if str(error) else text) from error
             return images[row - first].as_py() or b""
         except BaseException:
-            self.close()  # after a fault of the network, the next call begins anew
+            self.close()  # after a network fault, the next call opens the file again
             raise
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from tyro.conf import UseAppendAction, arg
 
 from captionlib.errors import UserError
 from captionlib.images.decode import MAX_PIXELS
+from captionlib.ranges import at_least, check_ranges
 from jobs.inputs.formats import INPUT_FORMATS
 
 AUTO = "auto"
@@ -54,8 +55,7 @@ planned. Files of a format with reduced versions (JPEG, JPEG 2000, pyramidal TIF
     def __post_init__(self) -> None:
         if self.input_format not in (AUTO, *INPUT_FORMATS):
             raise UserError(f"--input-format must be one of {_FORMATS}, got {self.input_format}")
-        if self.max_pixels < 1:
-            raise UserError(f"--max-pixels must be at least 1, got {self.max_pixels}")
+        check_ranges(self, "--", max_pixels=at_least(1))
         if not 0 < self.max_decode_seconds <= _DAY:
             raise UserError(
                 f"--max-decode-seconds must be above 0 and at most {_DAY}, a day; got {self.max_decode_seconds:g}"

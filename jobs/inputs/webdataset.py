@@ -55,7 +55,7 @@ def list_tar(path: str, columns: Sequence[str] = (), left_out: LeftOut | None = 
     names: Counter[str] = Counter()
     with open_shard(path) as stream:
         try:
-            # Not tarfile's "r": a compressed tar cannot be read from its middle.
+            # "r:" refuses compressed tar files, which cannot be read from the middle.
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for key, members in _samples(tar):
                     images = [member for member in members if member.name.lower().endswith(IMAGE_ENDINGS)]
@@ -80,7 +80,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]
     key = ""
     members: list[tarfile.TarInfo] = []
     while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # else it keeps them all
+        tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all members in memory
         folder, _, name = member.name.rpartition("/")
         if not member.isreg() or name.startswith("."):
             continue

@@ -30,7 +30,7 @@ def write_webdataset(output: Folder, name: str, rows: Rows) -> None:
                 _add(tar, f"{key}.txt", row["caption"].encode())
                 _add(tar, f"{key}.json", json.dumps(row, ensure_ascii=False, default=json_default).encode())
         shard += 1
-    for later in folder.names():  # the last one, which is empty, and those of an earlier run
+    for later in folder.names():  # the last file, which is empty, and files of an earlier run
         if later.endswith(".tar") and later >= f"{max(1, shard - 1):05d}.tar":
             folder.delete(later)
 

@@ -15,7 +15,7 @@ from jobs.storage.folder import Folder
 
 NAME = "run.json"
 
-# Whatever decides a worker's results or speed.
+# Packages that influence the results or the speed of a worker.
 _PACKAGES = ("ray", "torch", "openvino", "pillow", "pyarrow", "numpy")
 
 
@@ -69,6 +69,6 @@ def differences(there: Mapping[str, Any], asked: Mapping[str, Any], where: str =
         old, new = there.get(key), asked.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{where}{key}.")
-        elif json.dumps(old) != json.dumps(new):  # as JSON has them: a tuple is stored as a list
+        elif json.dumps(old) != json.dumps(new):  # compared as JSON, because a tuple is stored as a list
             found.append(f"{where}{key} is {old} there and {new} now")
     return found

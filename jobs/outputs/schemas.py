@@ -15,15 +15,15 @@ CAPTIONS_VERSION = 2
 FEATURES_VERSION = 1
 """The same for rows of features."""
 
-# A manifest may have one column more, `columns`: a struct of what is carried along into the output.
+# A manifest may have another column, `columns`: a struct of the values that are copied to the output.
 MANIFEST = pa.schema(
     [
         ("image_id", pa.int64()),
         ("path", pa.string()),
-        ("size", pa.int64()),  # bytes; null where the listing does not say
-        ("shard", pa.string()),  # the tar or Parquet file that the image is in; null for a file of its own
-        ("offset", pa.int64()),  # of its first byte, in a tar
-        ("row", pa.int64()),  # in a Parquet file
+        ("size", pa.int64()),  # in bytes; null if the listing does not state it
+        ("shard", pa.string()),  # tar or Parquet file that contains the image; null for an image file
+        ("offset", pa.int64()),  # position of the first byte in a tar file
+        ("row", pa.int64()),  # row number in a Parquet file
     ]
 )
 
@@ -32,44 +32,44 @@ CAPTIONS = pa.schema(
         ("image_id", pa.int64()),
         ("path", pa.string()),
         ("caption", pa.string()),
-        ("log_prob", pa.float32()),  # natural, summed over the tokens; null where a server does not say
+        ("log_prob", pa.float32()),  # natural logarithm, summed over the tokens; null if a server does not report it
         ("num_tokens", pa.int16()),
-        ("finish_reason", pa.string()),  # end, or length where the largest number of tokens cut it off
-        ("confidence", pa.float32()),  # probability that the caption is right; null where the model does not say
-        ("low_confidence", pa.bool_()),  # confidence below --min-confidence; null where either is missing
+        ("finish_reason", pa.string()),  # `end`, or `length` if the caption was cut off at the largest number of tokens
+        ("confidence", pa.float32()),  # probability that the caption is right; null for models without calibration
+        ("low_confidence", pa.bool_()),  # confidence is below --min-confidence; null if either is missing
         ("captions", pa.list_(pa.struct([("text", pa.string()), ("log_prob", pa.float32())]))),  # best first
-        ("width", pa.int32()),  # as stored, after the EXIF turn
+        ("width", pa.int32()),  # of the stored image, after applying the EXIF orientation
         ("height", pa.int32()),
-        ("error", pa.string()),  # null when captioned; otherwise "Kind: message"
+        ("error", pa.string()),  # null if there is a caption; otherwise "Kind: message"
     ]
 )
 
 DEFERRED = "Deferred: "
 """Prefix of the error of an image that could not be fetched and will be retried. A finished output has none."""
 
-# A chunk of the job as Ray gets it.
+# A chunk of images, as Ray Data receives it.
 CHUNK = pa.schema(
     [
         ("first", pa.int64()),
         ("last", pa.int64()),
-        ("redo", pa.string()),  # "" for all images; "errors" or "deferred" for those with such a row
-        ("canaries", pa.list_(pa.string())),  # URLs of the inputs whose servers have answered this job
+        ("redo", pa.string()),  # "": process all images; "errors" or "deferred": only images whose row has this state
+        ("canaries", pa.list_(pa.string())),  # URLs whose servers have already answered this job
         ("pause", pa.float32()),  # seconds since the first attempt, where this is the planned second one
     ]
 )
 
-# The same chunk with its images decoded (and what is carried along, in `images`). A chunk is one row from end to end,
-# so that Ray cannot cut it or join two.
+# The chunk with its decoded images (copied columns are in `images`). A chunk remains a single row in all stages, so
+# that Ray cannot split it or merge two.
 DECODED = pa.schema(
     [
         *CHUNK,
         ("status", pa.string()),  # ready, deferred, denied or nothing: no second attempt is needed
         ("reason", pa.string()),
-        ("step", pa.string()),  # what failed, where nobody foresaw it, …
-        ("trace", pa.string()),  # … and the traceback of that
-        ("node", pa.string()),  # of a chunk that is not ready
-        ("deferred", pa.int32()),  # images that could not be fetched
-        ("answered", pa.string()),  # the URL of one that could
+        ("step", pa.string()),  # step that failed with an unexpected exception
+        ("trace", pa.string()),  # traceback of this exception
+        ("node", pa.string()),  # machine, for a chunk that is not ready
+        ("deferred", pa.int32()),  # number of images that could not be fetched
+        ("answered", pa.string()),  # URL of an image that could be fetched
         ("warnings", pa.list_(pa.string())),  # of this stage, for the user
         (
             "images",
@@ -85,16 +85,16 @@ DECODED = pa.schema(
                 )
             ),
         ),
-        ("heights", pa.list_(pa.int32())),  # of the B images without an error, as they are in `pixels`, …
+        ("heights", pa.list_(pa.int32())),  # heights of the B images without an error, in the order of `pixels`
         ("widths", pa.list_(pa.int32())),
-        ("side", pa.int32()),  # … S, where all are squares of this side
-        ("pixels", pa.large_binary()),  # uint8 HWC of these images, one after another: (B, S, S, 3) where S is there
-        ("read_seconds", pa.float32()),  # summed over threads, as decode_seconds
+        ("side", pa.int32()),  # side S if all images are squares of the same size
+        ("pixels", pa.large_binary()),  # uint8 HWC images, one after another; (B, S, S, 3) if they have a side S
+        ("read_seconds", pa.float32()),  # summed over threads, like decode_seconds
         ("decode_seconds", pa.float32()),
     ]
 )
 
-# What became of it.
+# The result of a chunk.
 RECEIPT = pa.schema(
     [
         ("first", pa.int64()),
@@ -102,17 +102,17 @@ RECEIPT = pa.schema(
         ("pause", pa.float32()),  # as the chunk has it
         ("done", pa.int32()),
         ("failed", pa.int32()),
-        ("deferred", pa.int32()),  # rows that are committed, but whose images could not be fetched
-        ("answered", pa.string()),  # the URL of one that could
+        ("deferred", pa.int32()),  # number of committed rows whose images could not be fetched
+        ("answered", pa.string()),  # URL of an image that could be fetched
         ("status", pa.string()),  # committed, deferred, denied or nothing
-        ("reason", pa.string()),  # why it is not committed, or why images of it are deferred
-        ("step", pa.string()),  # what failed, where nobody foresaw it: decoding, the model or writing; …
-        ("trace", pa.string()),  # … and the traceback of that
+        ("reason", pa.string()),  # why the chunk is not committed, or why some images are deferred
+        ("step", pa.string()),  # step that failed with an unexpected exception: decoding, the model or writing
+        ("trace", pa.string()),  # traceback of this exception
         ("node", pa.string()),
         ("warnings", pa.list_(pa.string())),  # of decoding this chunk, and of the actor since its last receipt
         ("read_seconds", pa.float32()),
         ("decode_seconds", pa.float32()),
-        ("model_seconds", pa.float32()),  # wall clock
+        ("model_seconds", pa.float32()),  # wall-clock time
         ("write_seconds", pa.float32()),
     ]
 )

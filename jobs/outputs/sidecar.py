@@ -128,7 +128,7 @@ class Sidecar:
             except FileNotFoundError:
                 there = ""
             else:
-                # A chunk that was interrupted is processed again, and others may have added lines since.
+                # An interrupted chunk is processed again, and other programs may have added lines in the meantime.
                 if self.mode == "skip" or f"\n{text}\n" in f"\n{there}\n":
                     return
             text = f"{there}\n{text}" if there else text

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from captionlib.errors import UserError
+from captionlib.ranges import NOT_NEGATIVE, at_least, check_ranges
 from captionlib.version import __version__
 
 DEFAULT_USER_AGENT = f"captionlib/{__version__}"
@@ -30,10 +32,6 @@ class AccessSettings:
     """Maximum size of a response body from a web server; a larger one is an error of its image."""
 
     def __post_init__(self) -> None:
-        for name in ("requests_per_host", "max_megabytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.max_redirects < 0:
-            raise ValueError(f"--max-redirects must not be negative, got {self.max_redirects}")
+        check_ranges(self, "--", requests_per_host=at_least(1), max_megabytes=at_least(1), max_redirects=NOT_NEGATIVE)
         if not self.user_agent.isprintable() or not self.user_agent.isascii():
-            raise ValueError(f"--user-agent must be printable ASCII, got {self.user_agent!r}")
+            raise UserError(f"--user-agent must be printable ASCII, got {self.user_agent!r}")

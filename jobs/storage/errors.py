@@ -20,7 +20,7 @@ ATTEMPTS = 5
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 16.0
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EREMCHG}
-# Codes with which object stores refuse everything: the credentials are wrong or have run out, whatever the object.
+# Error codes that concern the credentials and not one object: they are wrong or have expired.
 _BAD_CREDENTIALS = {
     "ExpiredToken",
     "ExpiredTokenException",
@@ -77,7 +77,7 @@ def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
             if isinstance(known, HostUnreachable) or attempt == attempts - 1:
                 raise known from error
             longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**attempt)
-            # Jitter, so that the threads of all workers do not come back to a busy server at the same moment.
+            # Jitter, so that the threads of all workers do not retry a busy server at the same moment.
             time.sleep(random.uniform(longest / 4, longest))
     raise AssertionError("unreachable")
 
@@ -97,12 +97,12 @@ def classify_storage_error(error: Exception) -> Exception:
         return error
     if type(error).__name__ == "NoCredentialsError":
         return AccessDenied(errno.EACCES, f"no credentials for the storage ({error}): set them as its client expects")
-    status = getattr(error, "status", None)  # of an aiohttp response
+    status = getattr(error, "status", None)  # set by aiohttp
     if status in (404, 410):
         return FileNotFoundError(errno.ENOENT, str(error))
     if status in (401, 403):
         return PermissionError(errno.EACCES, str(error))
-    # All else, the unforeseen included: to leave an image for later is safe, to call it broken is not.
+    # Any other error counts as a transport fault, because retrying an image is safe and declaring it damaged is not.
     return TransportFault(errno.EIO, f"{type(error).__name__}: {error}"[:500])
 
 

@@ -19,7 +19,7 @@ from jobs.storage.read import filesystem, open_once, read_once
 
 T = TypeVar("T")
 
-# Protocols in which an object appears complete or not at all, so that no rename is needed (nor cheap).
+# Protocols with atomic writes, where a rename is unnecessary and expensive.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "memory"}
 
 
@@ -140,7 +140,7 @@ class Folder:
             with open_once(f"{self.url}/{name}") as file:
                 try:
                     return read(file)
-                except ValueError as error:  # Arrow's word for bytes that make no sense
+                except ValueError as error:  # Arrow raises ValueError for damaged files
                     return _Damaged(error)
 
         found = with_retries(attempt)
@@ -184,7 +184,7 @@ class _Damaged:
 def _replacing(target: str, hidden: str, durable: bool, is_private: bool = False) -> Iterator[IO[bytes]]:
     """Open a local file under a hidden name and rename it to `target` when the `with` block ends without an error."""
     try:
-        mode = 0o600 if is_private else 0o666  # what the umask leaves of it
+        mode = 0o600 if is_private else 0o666  # the umask restricts it further
         with open(hidden, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
             yield file
             if durable:

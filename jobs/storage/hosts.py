@@ -72,7 +72,7 @@ class Hosts:
             HostUnreachable: the circuit breaker of the host is open.
         """
         host = self._host(name)
-        if time.monotonic() < host.open_until:  # checked before waiting for a slot, and after
+        if time.monotonic() < host.open_until:  # checked before waiting for a slot and again afterwards
             raise _refusal(host, name)
         with host.slots:
             self._check(name, host)

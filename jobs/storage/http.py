@@ -41,7 +41,7 @@ CONNECTIONS = 256
 """Maximum number of hosts with open connections."""
 PIECE_BYTES = 2**16
 _REDIRECTIONS = {301, 302, 303, 307, 308}
-_BUSY = {408, 425, 429}  # and all from 500 on: the next answer may be another one
+_BUSY = {408, 425, 429}  # these and all codes from 500 on are retried
 
 
 class HttpClient:
@@ -53,7 +53,7 @@ class HttpClient:
 
     def __init__(self, settings: AccessSettings, processes: int = 1) -> None:
         self.settings = settings
-        # For glibc's resolver, which by default waits five seconds before it repeats a question that got lost.
+        # Options of glibc's resolver, which by default waits five seconds before it repeats a lost query.
         os.environ.setdefault("RES_OPTIONS", RESOLVER_OPTIONS)
         at_once = max(1, settings.requests_per_host // max(1, processes))
         self.hosts = Hosts(at_once)

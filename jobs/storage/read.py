@@ -117,13 +117,13 @@ class Access:
         """Return the fsspec filesystem for a path or URL: one instance per protocol, without cached listings."""
         import fsspec
 
-        # fsspec makes one instance per thread; an instance may be shared, and then so are its connections.
+        # fsspec would make one instance per thread; a shared instance also shares its connections.
         protocol = "file" if is_local(path) else path.partition("://")[0]
         with self._lock:
             if protocol not in self._filesystems:
                 try:
                     self._filesystems[protocol] = fsspec.filesystem(protocol, **self._options(protocol))
-                except (ValueError, ImportError) as error:  # unknown, or its package is not installed
+                except (ValueError, ImportError) as error:  # the protocol is unknown, or its package is not installed
                     raise UserError(f"{path} cannot be opened: {error}") from error
             return self._filesystems[protocol]
 
@@ -131,7 +131,7 @@ class Access:
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         settings = self.settings
         if protocol in ("s3", "s3a"):
-            # A worker's threads share this instance; botocore's default is 10 connections.
+            # All threads of a worker share this instance, and botocore's default of 10 connections would be too few.
             options["config_kwargs"] = {"max_pool_connections": 64, "retries": {"mode": "standard"}}
             options |= {"anon": True} if settings.anonymous else {}
             options |= {"requester_pays": True} if settings.requester_pays else {}
@@ -160,7 +160,7 @@ def configure_inputs(settings: AccessSettings, processes: int = 1) -> None:
     with _inputs_lock:
         if (settings, processes) != (_inputs.settings, _inputs.processes):
             access = Access(settings, processes)
-            _ = access.http  # made once, as it holds what is known of each host
+            _ = access.http  # created once here, because it holds the circuit breakers of all hosts
             _inputs = access
 
 

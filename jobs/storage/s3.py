@@ -69,7 +69,7 @@ class S3Objects:
             if filesystem is None:
                 return None
             result = action(filesystem, path.partition("://")[2])
-        except Exception:  # s3fs, asked next, has a better word for it
+        except Exception:  # the caller then asks s3fs, which has better error messages
             return None
         self._strikes = 0
         return result
@@ -84,7 +84,7 @@ class S3Objects:
                 return self._filesystem
             if self._credentials is None:
                 return None
-            frozen = self._credentials.get_frozen_credentials()  # renewed, if they had run out
+            frozen = self._credentials.get_frozen_credentials()  # renews expired credentials
             if frozen != self._frozen:
                 self._filesystem = self._connect(frozen)
                 self._frozen = frozen
@@ -96,7 +96,7 @@ class S3Objects:
         import fsspec
 
         self._is_ready = True
-        if fsspec.config.conf.get("s3"):  # settings that only s3fs knows
+        if fsspec.config.conf.get("s3"):  # these settings exist only in s3fs
             return
         session = botocore.session.get_session()
         meta = session.create_client("s3", region_name=session.get_config_variable("region") or "us-east-1").meta
@@ -120,5 +120,5 @@ class S3Objects:
             endpoint_override=None if is_aws else place.netloc + place.path.rstrip("/"),
             connect_timeout=CONNECT_SECONDS,
             request_timeout=REQUEST_SECONDS,
-            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),  # `jobs.storage.read` has its own
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),  # `jobs.storage.read` does the retries
         )

@@ -22,7 +22,7 @@ from captionlib.training.learner import Learner
 STATE, HISTORY = "state.pt", "history.json"
 SCORE = "score"
 """The metric by which Ray Train selects the best checkpoint."""
-_NO_SCORE = -1.0  # of a checkpoint within an epoch; CIDEr-D is never negative
+_NO_SCORE = -1.0  # score of a checkpoint within an epoch; lower than any CIDEr-D, which is never negative
 
 
 @dataclass
@@ -121,10 +121,10 @@ def restore(learner: Learner, rank: int) -> TrainingState:
     with checkpoint.as_directory() as directory:
         state, history = load(directory)
     learner.load_state_dict(state["learner"])
-    if rank < len(state["generators"]):  # a worker that was not there before starts with its own
+    if rank < len(state["generators"]):  # an additional worker keeps its own random state
         _set_random_state(state["generators"][rank])
     sums = EpochSums(**state["sums"])
-    # The sums are added up over the workers again, so only one of them continues from these.
+    # The sums will be added over the workers again, so only one worker continues from the stored ones.
     return TrainingState(history, sums if rank == 0 else EpochSums(steps=sums.steps, seconds=sums.seconds))
 
 

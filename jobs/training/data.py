@@ -192,9 +192,7 @@ def stated_encoder(settings: TrainSettings) -> EncoderConfig | None:
     asked = settings.encoder
     if settings.from_images or asked.name is None:
         return None
-    from captionlib.encoders import describe_encoder
-
-    return describe_encoder(asked.kind, asked.name, asked.features, asked.size)
+    return asked.describe()
 
 
 def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
@@ -210,19 +208,13 @@ def _starting_point(settings: TrainSettings, source: str) -> Checkpoint:
 
 def _encoder(settings: TrainSettings, origin: Checkpoint | None) -> EncoderConfig:
     """Return the encoder that runs in training, after checking that its weights and the stage to train from exist."""
-    from captionlib.encoders import build_encoder, describe_encoder, resized
+    from captionlib.encoders import build_encoder
 
     asked = settings.encoder
     if origin is None:
-        config = describe_encoder(asked.kind, asked.name or "efficientnet_lite0", asked.features, asked.size)
+        config = asked.describe()
     else:
-        config, where = origin.model.encoder, settings.encoder_checkpoint
-        if config.kind == "vectors":
-            raise UserError(f"{where} was trained on ready-made features and has no encoder for images")
-        if asked.name is not None and asked.name != config.name:
-            raise UserError(f"{where} has the encoder {config.name}, and {asked.name} was asked for")
-        if asked.size is not None:
-            config = resized(config, asked.size)
+        config = asked.describe_stored(origin.model.encoder, settings.encoder_checkpoint or "")
     build_encoder(config, pretrained=origin is None).freeze_before(asked.train_from)
     return config
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from captionlib.captioners.from_features import Captioner
 from captionlib.config import SearchConfig
-from captionlib.metrics import score_captions
+from captionlib.metrics import MAIN_SCORE, score_captions
 from captionlib.text import detokenize
 from captionlib.training.batches import CaptionBatches
 from captionlib.training.inputs import shown_on
@@ -26,7 +26,6 @@ CAPTIONS = "dev_captions"
 """Key of a row under which the captions of `shown_images` are stored."""
 _IMAGES_AT_ONCE = 50
 _NUM_SHOWN = 3
-_METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
 
 
 def shown_images(num_images: int) -> list[int]:
@@ -54,9 +53,8 @@ class DevEvaluation:
         scores = score_captions(
             dict(enumerate(captions)), {i: list(texts) for i, texts in enumerate(self.split.captions)}
         )
-        found: dict[str, Any] = {"dev_loss": loss / words}
-        found |= {name: getattr(scores, name) for name in _METRICS}
-        found[SCORE] = scores.cider_d
+        found: dict[str, Any] = {"dev_loss": loss / words, **scores.corpus}
+        found[SCORE] = scores.corpus[MAIN_SCORE]
         found[CAPTIONS] = [captions[i] for i in shown_images(len(captions))]
         return found
 
@@ -69,7 +67,7 @@ class DevEvaluation:
         captions: dict[int, str] = {}
         for start in range(0, len(mine), _IMAGES_AT_ONCE):
             images = mine[start : start + _IMAGES_AT_ONCE]
-            # Dev images are shown in one way only, so that nothing is drawn from the generator.
+            # Dev images have a single view, so nothing is drawn from the generator.
             loaded = self.batches.inputs.load(images, np.arange(len(images)), np.random.default_rng(0))
             found = captioner.caption_features(shown_on(loaded, device), self.search, images.tolist())
             for image, hypotheses in zip(images.tolist(), found, strict=True):

@@ -13,6 +13,7 @@ from captionlib.checkpoints import CONFIG, save_checkpoint, weights_fingerprint
 from captionlib.config import to_dict
 from captionlib.decoders import build_decoder
 from captionlib.errors import UserError
+from captionlib.metrics import HEADLINE, LABELS, MAIN_SCORE
 from captionlib.training.encoder_decoder import EncoderDecoder
 from jobs.storage.folder import Folder
 from jobs.training.checkpoint import SCORE, load
@@ -38,11 +39,11 @@ def export_best(prepared: Prepared, encoder: nn.Module | None, result: Any, repo
     report.write(history)
     training = {
         "settings": to_dict(settings.training),
-        # Kind and splits, but no paths: a checkpoint is passed on, and they are nobody's business.
+        # Paths are left out, because checkpoints are shared and paths may be private.
         "data": {name: getattr(settings.data, name) for name in ("kind", "train_split", "dev_split")},
         "images": len(prepared.train.paths),
         "best_epoch": metrics["epoch"],
-        "scores": {name: metrics[name] for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")},
+        "scores": {name: metrics[name] for name in LABELS if name in metrics},
         "history": metrics_only(history),
     }
     folder = Folder.of(settings.run) / BEST
@@ -56,7 +57,7 @@ def export_best(prepared: Prepared, encoder: nn.Module | None, result: Any, repo
             training=training,
             card=_model_card(prepared, training),
         )
-        # config.json comes last: a folder that has it is complete.
+        # config.json is written last, so that a folder that contains it is complete.
         for file in sorted(Path(directory).iterdir(), key=lambda file: file.name == CONFIG):
             folder.write(file.name, file.read_bytes())
     return folder.url
@@ -68,7 +69,7 @@ def find_encoder(prepared: Prepared) -> nn.Module | None:
     Raises:
         UserError: the encoder is not available.
     """
-    # Ready-made vectors of an unknown encoder train a decoder for other such vectors, not for photos.
+    # With ready-made vectors of an unknown encoder, the decoder can caption only such vectors, not photos.
     if prepared.settings.from_images or prepared.encoder.kind == "vectors":
         return None
     encoder = starting_encoder(prepared)
@@ -96,16 +97,17 @@ def _captioner(prepared: Prepared, encoder: nn.Module | None, weights: dict[str,
 
 def _model_card(prepared: Prepared, training: dict[str, Any]) -> str:
     settings = prepared.settings
-    scores = {name: f"{100 * value:.1f}" for name, value in training["scores"].items()}
+    scores = ", ".join(
+        f"{LABELS[name].title} {LABELS[name].short(value)}" for name, value in training["scores"].items()
+    )
     history = training["history"]
     rows = "\n".join(
-        f"| {row['epoch']} | {row['train_loss']:.3f} | {row['dev_loss']:.3f} | {100 * row['bleu_4']:.1f} | "
-        f"{row['cider_d']:.3f} |"
+        f"| {row['epoch']} | {row['train_loss']:.3f} | {row['dev_loss']:.3f} | "
+        f"{' | '.join(LABELS[name].short(row[name]) for name in HEADLINE)} |"
         for row in history
     )
     encoder, decoder, search = prepared.encoder, settings.decoder, settings.search
     decoding = f"beam {search.beam_width}" if search.method == "beam" else search.method
-    bleu = " / ".join(scores[f"bleu_{order}"] for order in range(1, 5))
     stage = settings.encoder.train_from
     weights = "ImageNet weights" if prepared.encoder_weights is None else "weights of another captioner"
     weights += f", trained from {stage} on" if stage else ", frozen"
@@ -122,13 +124,12 @@ Writes one English sentence about a photo.
 | decoder | {decoder.kind}, {attention}width {decoder.hidden_dim} |
 | vocabulary | {len(prepared.vocabulary):,} words (at least {settings.training.min_count} occurrences) |
 | trained on | {settings.data.kind}, {len(prepared.train.paths):,} images |
-| epochs | {len(history)}, the best by dev CIDEr-D is {training["best_epoch"]} |
+| epochs | {len(history)}, the best by dev {LABELS[MAIN_SCORE].title} is {training["best_epoch"]} |
 | minutes | {sum(row["seconds"] for row in history) / 60:.0f} |
 
-Scores on {len(prepared.dev.paths):,} dev images ({decoding}): BLEU-1..4 {bleu}, ROUGE-L {scores["rouge_l"]},
-CIDEr-D {training["scores"]["cider_d"]:.3f}.
+Scores on {len(prepared.dev.paths):,} dev images ({decoding}): {scores}.
 
-| epoch | train loss | dev loss | BLEU-4 | CIDEr-D |
-| --- | --- | --- | --- | --- |
+| epoch | train loss | dev loss | {" | ".join(LABELS[name].title for name in HEADLINE)} |
+| --- | --- | --- |{" --- |" * len(HEADLINE)}
 {rows}
 """

@@ -47,7 +47,7 @@ class Failure:
         """Whether it is the same error in the same phase at the same step."""
         if other is None or self.died != other.died or self.position.phase != other.position.phase:
             return False
-        if self.error == _MACHINE_LOST:  # no fault of the run, however often it happens
+        if self.error == _MACHINE_LOST:  # a lost machine is not the fault of the run, however often it happens
             return False
         same_text = without_numbers(self.error) == without_numbers(other.error)
         # The position of a process that was killed is the last one that it could send.
@@ -83,7 +83,7 @@ class FailureLog:
         self.positions[rank] = position
         if position.phase == "start":
             self.raised.pop(rank, None)
-            # It starts where the last checkpoint is, be it one of an earlier run in the same folder.
+            # A worker starts at the step of the last checkpoint, which may come from an earlier run in the same folder.
             self.num_steps_saved = max(self.num_steps_saved, position.step)
 
     def saved(self, step: int) -> None:
@@ -97,7 +97,7 @@ class FailureLog:
             errors: by rank, the text of the error and whether the process died.
         """
         dead = [rank for rank, (_, died) in errors.items() if died]
-        # Of a process that dies, the others learn through exceptions of their own.
+        # When a process dies, the other workers raise exceptions as a consequence, so the dead one is the cause.
         rank = dead[0] if dead else next(iter(self.raised), min(errors))
         if rank in self.raised and not dead:
             failure = self.raised[rank]

@@ -6,14 +6,13 @@ small actor, and a thread of the driver prints them: a live bar in a terminal, p
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from jobs.cli.progress import SECONDS_BETWEEN_LINES, format_seconds
+from jobs.cli.progress import format_seconds
+from jobs.cli.progress_bar import ProgressBar
 from jobs.cli.tracebacks import FOLDER
 from jobs.storage.folder import Folder
 from jobs.training.failures import Failure, FailureLog, Position
@@ -73,20 +72,17 @@ class TrainProgress:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # On this machine, since others may be lost.
+        # The actor runs on this machine, because others may be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(EventMailbox).remote(max_failures)
         self._keep = keep
         self._folder = Folder.of(run) / FOLDER
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._bar: Any = None
-        self._task: Any = None
-        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+        self._bar = ProgressBar("training", text="starting the workers")
 
     def __enter__(self) -> TrainProgress:
-        if sys.stderr.isatty():
-            self._start_bar()
+        self._bar.start()
         self._thread.start()
         return self
 
@@ -95,39 +91,36 @@ class TrainProgress:
     ) -> None:
         self._stop.set()
         self._thread.join(timeout=60)
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     def _watch(self) -> None:
         import ray
 
         last = False
         while not last:
-            last = self._stop.wait(_POLL_SECONDS)  # after the end, once more for what came meanwhile
+            last = self._stop.wait(_POLL_SECONDS)  # after the end, events are taken once more
             try:
                 events = ray.get(self.mailbox.take.remote(), timeout=60 if last else None)
             except ray.exceptions.RayError:
-                return  # the cluster is gone, and the driver will say so
+                return  # the cluster is gone, which the driver reports
             for event in events:
                 self._show(event)
 
     def _show(self, event: dict[str, Any]) -> None:
         if "failure" in event:
-            self._say(self._describe_failure(event))
+            self._bar.say(self._describe_failure(event))
             return
         if "text" in event:
-            self._say(event["text"])
+            self._bar.say(event["text"])
             if "history" in event:
                 self._keep(event["history"])
             return
         text = f"loss {event['loss']:.3f}, {event['captions_per_second']:,.0f} captions/s"
         left = format_seconds(event["seconds_left"]) + " left"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=event["step"], total=event["num_steps"], text=text, left=left)
-        elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-            place = f"epoch {event['epoch']}/{event['epochs']}, step {event['step']:,}/{event['num_steps']:,}"
-            self._say(f"{place}, {text}, {left}")
+        place = f"epoch {event['epoch']}/{event['epochs']}, step {event['step']:,}/{event['num_steps']:,}"
+        self._bar.show(
+            lambda: f"{place}, {text}, {left}", total=event["num_steps"], completed=event["step"], text=text, left=left
+        )
 
     def _describe_failure(self, event: dict[str, Any]) -> str:
         """Describe a failure in one line, and store its traceback in a file that the line names."""
@@ -137,25 +130,3 @@ class TrainProgress:
         except OSError as error:
             trace = f"Its traceback could not be written: {error}"
         return f"{event['worker']} failed {event['where']}: {event['failure']['error']}. {event['then']}. {trace}"
-
-    def _say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def _start_bar(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=Console(stderr=True),
-        )
-        self._task = self._bar.add_task("training", total=None, text="starting the workers", left="")
-        self._bar.start()

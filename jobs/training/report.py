@@ -27,7 +27,7 @@ from jobs.training.data import Prepared
 from jobs.training.dev_evaluation import CAPTIONS, shown_images
 
 Row = Mapping[str, Any]
-_SIDE = 800  # of a photo when it is decoded for its thumbnail
+_SIDE = 800  # side in pixels to which a photo is decoded for its thumbnail
 
 
 class RunReport:
@@ -45,7 +45,7 @@ class RunReport:
             return
         try:
             self._write(history)
-        except Exception as error:  # whatever it is, the training is worth more than its report
+        except Exception as error:  # a training run must not end because of its report
             if not self._has_complained:
                 print(f"the report in {self.folder.url} could not be written: {error}", file=sys.stderr, flush=True)
             self._has_complained = True
@@ -57,7 +57,7 @@ class RunReport:
         events = self.folder / "tensorboard"
         there = events.names()
         for row in rows:
-            # One file per epoch, in order: TensorBoard goes from each to the next, and no file ever changes.
+            # One file per epoch, so that no file changes; TensorBoard reads them in order.
             name = f"events.out.tfevents.{row['epoch']:010d}.epoch"
             if name not in there:
                 events.write(name, tensorboard_events(row))
@@ -75,7 +75,7 @@ class RunReport:
         self.folder.write("report.html", render_page(page))
         try:
             self.folder.write("curves.png", curves_png(by_epoch, title=title))
-        except ValueError as error:  # without matplotlib; the page has the same curves
+        except ValueError as error:  # matplotlib is missing; the page shows the same curves
             if not self._has_complained:
                 print(f"curves.png was not written: {error}", file=sys.stderr, flush=True)
             self._has_complained = True
@@ -119,7 +119,7 @@ def metrics_csv(rows: Sequence[Row]) -> bytes:
 
 def tensorboard_events(row: Row) -> bytes:
     """Return a TensorBoard event file with the metrics of one epoch."""
-    from tensorboardX import SummaryWriter  # comes with Ray Train
+    from tensorboardX import SummaryWriter  # installed together with Ray Train
 
     with tempfile.TemporaryDirectory() as directory:
         with SummaryWriter(directory) as writer:

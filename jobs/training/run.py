@@ -21,9 +21,9 @@ from jobs.training.settings import TrainSettings
 BEST = "best"
 """Name of the exported checkpoint's folder within the folder of the run."""
 _SETTINGS_FILE = "settings.json"
-_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's, of the checkpoints that are whole
-# What may differ between a run and its resumption: it changes where the work is done, not what is learnt. What lies
-# where is among these: `Prepared.identity` says what it is.
+_RECORD = "checkpoint_manager_snapshot.json"  # Ray Train's record of complete checkpoints
+# Settings that may differ when a run is resumed, because they change where the work is done and not what is learnt.
+# Locations of data are among them: `Prepared.identity` identifies the data by its content.
 _MAY_DIFFER = {
     *("address", "num_workers", "min_workers", "cpus_per_worker", "use_gpu", "max_failures", "checkpoint_minutes"),
     *("run", "config", "source", "also_features", "start_from", "teachers"),
@@ -64,7 +64,8 @@ def check_run(settings: TrainSettings, prepared: Prepared) -> bool:
 
 
 KEEP_FREED_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",  # one heap for all threads, and the training thread is not the first
+    # One heap for all threads, because the training thread is not the first thread.
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
 }
@@ -127,7 +128,7 @@ def _fit(settings: TrainSettings, prepared: Prepared, cpus: int, keep: Callable[
             ),
             run_config=RunConfig(
                 **_storage(settings),
-                # The best; Ray keeps the newest as well.
+                # Keeps the best checkpoint; Ray also keeps the newest.
                 checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
                 failure_config=FailureConfig(max_failures=settings.max_failures),
                 worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
@@ -165,7 +166,7 @@ def _interruptible(fit: Callable[[], Any]) -> Any:
     def run() -> None:
         try:
             outcome.append(fit())
-        except BaseException as error:  # for whoever waits, who raises it
+        except BaseException as error:  # it is raised again in the main thread
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -202,7 +203,7 @@ def _cpus_per_worker(settings: TrainSettings, node_cpus: list[float]) -> int:
         if node_cpus:
             each = min(each, max(1, int(max(node_cpus))))
     room = sum(int(cpus // each) for cpus in node_cpus)
-    # A cluster that can grow may yet find room; one machine can't.
+    # A cluster may grow until the workers fit; a single machine cannot.
     wanted = settings.min_workers or settings.num_workers
     if settings.address is None and room < wanted:
         raise UserError(

@@ -10,7 +10,9 @@ import tyro
 
 from captionlib.config import DecoderConfig, SearchConfig
 from captionlib.errors import UserError
+from captionlib.ranges import NOT_NEGATIVE, at_least, check_ranges
 from captionlib.training.settings import TrainingSettings
+from jobs.cli.encoder import EncoderSettings
 from jobs.storage.folder import Folder
 
 
@@ -32,23 +34,11 @@ images are unknown. For --training.objects-weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderSettings:
+class TrainEncoderSettings(EncoderSettings):
     """The encoder of `--from-images` (with `--start-from`, that of the checkpoint), or the one that made ready-made
     features, so that the exported checkpoint can caption photos. Features written by `jobs.extract_features` state it
     themselves."""
 
-    kind: Literal["efficientnet_lite", "torchvision", "timm"] = "efficientnet_lite"
-    """Library of the network."""
-    name: str | None = None
-    """Name of the network in its library; default: efficientnet_lite0, or that of the checkpoint."""
-    features: Literal["grid", "pooled", "logits"] = "grid"
-    """Output of the network that is used."""
-    checkpoint: str | None = None
-    """Checkpoint whose encoder is used with a new decoder, as for `--model` of jobs.extract_features; default: the
-library's weights."""
-    size: int | None = None
-    """Side of the square in pixels that images are scaled to; default: the size that the weights were trained with. A
-larger size shows smaller objects, and the time of the encoder grows with its square."""
     train_from: str | None = None
     """Train the encoder from this stage on, such as blocks.12 or layer4; default: the encoder is not trained."""
     augment: bool = True
@@ -69,7 +59,7 @@ same settings is resumed."""
     """Further features of the same images, such as mirrored ones; each step draws one view per image."""
     from_images: bool = False
     """Run the encoder in every step, on original or augmented images; it can be trained as well."""
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    encoder: TrainEncoderSettings = field(default_factory=TrainEncoderSettings)
     start_from: str | None = None
     """Checkpoint whose decoder and vocabulary the run starts from, such as `best` of another run, or `default`."""
     start_words: Literal["same", "extended", "anew"] = "same"
@@ -103,14 +93,18 @@ probabilities (see --training.teacher-share). On features, decoders trained on t
     """Number of worker failures after which the run stops; before, it restarts from its last checkpoint."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise UserError(f"num_workers must be at least 1, got {self.num_workers}")
+        check_ranges(
+            self,
+            "--",
+            num_workers=at_least(1),
+            cpus_per_worker=at_least(1),
+            checkpoint_minutes=NOT_NEGATIVE,
+            max_failures=NOT_NEGATIVE,
+        )
         if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
-            raise UserError(f"min_workers must be between 1 and num_workers {self.num_workers}, got {self.min_workers}")
-        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
-            raise UserError(f"cpus_per_worker must be at least 1, got {self.cpus_per_worker}")
-        if self.checkpoint_minutes < 0:
-            raise UserError(f"checkpoint_minutes must not be negative, got {self.checkpoint_minutes}")
+            raise UserError(
+                f"--min-workers must be between 1 and --num-workers {self.num_workers}, got {self.min_workers}"
+            )
         if self.from_images and self.also_features:
             raise UserError("--also-features is for training on features: with --from-images, leave it out")
         if not self.from_images and (self.encoder.train_from is not None or not self.encoder.augment):
@@ -128,7 +122,7 @@ probabilities (see --training.teacher-share). On features, decoders trained on t
         if self.teachers and self.training.self_critical.weight:
             raise UserError("--teachers and --training.self-critical.weight cannot be combined: remove one of them")
         unnamed = replace(self.encoder, checkpoint=None)
-        if not self.from_images and self.encoder.name is None and unnamed != EncoderSettings():
+        if not self.from_images and self.encoder.name is None and unnamed != TrainEncoderSettings():
             raise UserError("name the encoder that made the features with --encoder.name")
 
     @property

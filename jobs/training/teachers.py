@@ -39,7 +39,7 @@ def load_teacher(
         )
     theirs = checkpoint.model.encoder
     if on_images:
-        # Each normalises pixels for itself, but they are scaled once.
+        # Images are scaled once for all teachers; each teacher normalises the pixels itself.
         fits = theirs.kind != "vectors" and theirs.preprocessing.size == encoder.preprocessing.size
     else:
         fits = theirs == encoder
@@ -52,7 +52,7 @@ def load_teacher(
     if fingerprint is not None and weights_fingerprint(_encoder(checkpoint, source)) != fingerprint:
         raise UserError(
             f"the teacher {source} was trained on features of other weights of {encoder.name} than these: extract "
-            f"the features with --model {source}"
+            f"the features with --encoder.checkpoint {source}"
         )
     return checkpoint
 

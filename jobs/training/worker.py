@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from captionlib.features.store import open_features
-from captionlib.metrics import CiderD
+from captionlib.metrics import HEADLINE, LABELS, CiderD
 from captionlib.training.batches import CaptionBatches
 from captionlib.training.early_stopping import has_stopped_early, is_over, plateau_factor
 from captionlib.training.encoder_decoder import EncoderDecoder
@@ -43,10 +43,10 @@ def train_worker(config: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # what is gathered goes over the current device
-    # SingleProcessPipeline a GPU the CPUs decode photos in threads, which must not start threads of their own.
+        torch.cuda.set_device(device)  # NCCL gathers objects through the current device
+    # With a GPU, the CPUs decode photos in threads, which must not start PyTorch's own threads.
     torch.set_num_threads(1 if device.type == "cuda" else config["cpus_per_worker"])
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, where the products are not in bfloat16
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU for products that are not in bfloat16
     mailbox, rank = config["mailbox"], context.get_world_rank()
     ray.get(mailbox.at.remote(rank, position_of("start", 0, 0)))
     worker = None
@@ -105,7 +105,7 @@ class Worker:
             encoder=decoder.encoder if isinstance(decoder, EncoderDecoder) else None,
             teachers=None if teachers is None else teachers.to(self.device),
         )
-        torch.manual_seed(self.settings.seed + 1 + self.rank)  # but drops out differently
+        torch.manual_seed(self.settings.seed + 1 + self.rank)  # but dropout differs between workers
         self._last_save = time.monotonic()
         self.position = position_of("start", 0, 0)
 
@@ -252,7 +252,7 @@ class Worker:
         """Record that a phase begins. Steps are frequent, so the message is sent without waiting."""
         import ray
 
-        # The checkpoint at an epoch's end is written when the epoch is in the history already.
+        # At the end of an epoch, the checkpoint is written after the epoch was added to the history.
         is_over = phase in ("checkpoint", "report") and self.learner.step_number == len(self.standing.history) * len(
             self.batches
         )
@@ -289,8 +289,8 @@ class Worker:
         return text + (f" and {steps} of {len(self.batches)} steps of the next" if steps else "")
 
     def _describe(self, row: dict[str, Any]) -> str:
+        scores = "  ".join(f"{LABELS[name].title} {LABELS[name].short(row[name])}" for name in HEADLINE)
         return (
             f"epoch {row['epoch']}/{self.settings.epochs}  train loss {row['train_loss']:.3f}  "
-            f"dev loss {row['dev_loss']:.3f}  BLEU-4 {100 * row['bleu_4']:.1f}  CIDEr-D {row['cider_d']:.3f}  "
-            f"{row['seconds']:.0f} s"
+            f"dev loss {row['dev_loss']:.3f}  {scores}  {row['seconds']:.0f} s"
         )

@@ -101,15 +101,17 @@ class Bench:
 
     def batch(self, repeat: int) -> None:
         """Beam search in batches of 32, and image by image."""
+        from captionlib.captioners.checkpoint import LoadedCheckpoint
         from captionlib.captioners.predictor import Predictor
         from captionlib.config import SearchConfig
-        from jobs.benchmarking.measure import load, model_seconds
+        from jobs.benchmarking.measure import load, stage_seconds
         from jobs.inputs.listing import list_files
 
         predictor = Predictor.from_checkpoint(num_threads=num_cpus())
         pixels = load(list(list_files(str(self.images)))[:128], EncoderSquare(predictor.preprocessing)).pixels
+        beam = SearchConfig(method="beam", beam_width=3)
         for name, size in (("batches of 32", 32), ("one by one", 1)):
-            encoder, search = model_seconds(predictor, pixels, SearchConfig(method="beam", beam_width=3), size)
+            encoder, search = stage_seconds(LoadedCheckpoint(predictor, beam, size).stages(), pixels, size)
             self._note(f"search, {name}", len(pixels) / search)
             self._note(f"encoder and search, {name}", len(pixels) / (encoder + search))
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from stubs import PHOTOS
 
-from captionlib.captioners import openai_server
+from captionlib.captioners.server import client
 from jobs.caption import main
 from tests.chat_server import ChatServer, chat_server, describe
 from tests.faults.proxy import Faults, fault_proxy
@@ -33,8 +33,8 @@ def server() -> Iterator[ChatServer]:
 @pytest.fixture
 def _fast_and_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(openai_server, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(openai_server, "LONGEST_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(client, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(client, "LONGEST_WAIT_SECONDS", 0.1)
 
 
 def flags(output: Path, *urls: str, photos: Path = PHOTOS) -> list[str]:
@@ -130,7 +130,7 @@ def test_a_server_that_went_away_is_waited_for(server: ChatServer, tmp_path: Pat
 def test_one_that_does_not_come_back_leaves_the_images_for_later(
     server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(openai_server, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(client, "PATIENCE_SECONDS", 0.2)
     server.is_away = True
     faults = ["--transport-retries", "1", "--transport-pause", "0"]
     assert main([*flags(tmp_path / "out", server.url), *faults]) == 1

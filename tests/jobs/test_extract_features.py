@@ -24,7 +24,7 @@ def test_features_of_images_and_of_their_mirror_images(tmp_path, tiny_checkpoint
     for i in range(5):
         Image.fromarray(generator.integers(0, 256, (70, 90, 3), np.uint8)).save(source / f"{i}.png")
     (source / "2.png").write_bytes(b"")
-    arguments = [str(source), str(output), "--model", str(tiny_checkpoint), "--flip"]
+    arguments = [str(source), str(output), "--encoder.checkpoint", str(tiny_checkpoint), "--flip"]
 
     assert main([*arguments, "--images-per-chunk", "3"]) == 0
 
@@ -61,7 +61,7 @@ def test_features_of_random_crops(tmp_path, tiny_checkpoint):
     for i in range(3):
         noise = np.random.default_rng(i).integers(0, 256, (70, 90, 3), np.uint8)
         Image.fromarray(noise).save(source / f"{i}.png")
-    options = ["--model", str(tiny_checkpoint), "--crops", "2"]
+    options = ["--encoder.checkpoint", str(tiny_checkpoint), "--crops", "2"]
 
     assert main([str(source), str(tmp_path / "a"), *options]) == 0
     assert main([str(source), str(tmp_path / "b"), *options, "--images-per-chunk", "1"]) == 0
@@ -76,7 +76,7 @@ def test_features_of_random_crops(tmp_path, tiny_checkpoint):
 
 def test_the_encoder_of_the_checkpoint_that_ships(tmp_path, make_images):
     output = tmp_path / "out"
-    assert main([str(make_images(2)), str(output), "--model", "default"]) == 0
+    assert main([str(make_images(2)), str(output), "--encoder.checkpoint", "default"]) == 0
     store = open_features(str(output))
     assert store.fingerprint == weights_fingerprint(load_encoder(store.encoder, "default"))
     file = pq.ParquetFile(next((output / "features").glob("*.parquet")))
@@ -85,5 +85,35 @@ def test_the_encoder_of_the_checkpoint_that_ships(tmp_path, make_images):
 
 
 def test_a_network_that_does_not_exist(tmp_path, make_images, capfd):
-    assert main([str(make_images(1)), str(tmp_path / "out"), "--encoder", "efficientnet_lite9"]) == 2
+    assert main([str(make_images(1)), str(tmp_path / "out"), "--encoder.name", "efficientnet_lite9"]) == 2
     assert "efficientnet_lite9" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "now"),
+    [
+        ("--encoder=resnet50", "--encoder.name"),
+        ("--kind", "--encoder.kind"),
+        ("--size", "--encoder.size"),
+        ("--model", "--encoder.checkpoint"),
+    ],
+)
+def test_flags_of_earlier_versions_are_refused_with_the_present_name(tmp_path, capsys, flag, now):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), str(tmp_path / "out"), flag, "x"])
+    old = flag.partition("=")[0]
+    assert f"{old} is called {now} now: write {now}" in capsys.readouterr().err
+
+
+def test_names_of_earlier_versions_in_a_settings_file(tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_text("encoder: resnet50\n")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), str(tmp_path / "out"), "--config", str(file)])
+    assert "settings.yaml: encoder is called name in the group encoder now" in capsys.readouterr().err
+
+
+def test_the_checkpoint_must_have_the_encoder_that_was_asked_for(tmp_path, tiny_checkpoint, make_images, capfd):
+    asked = ["--encoder.checkpoint", str(tiny_checkpoint), "--encoder.name", "resnet50"]
+    assert main([str(make_images(1)), str(tmp_path / "out"), *asked]) == 2
+    assert "and resnet50 was asked for" in capfd.readouterr().err

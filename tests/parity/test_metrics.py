@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from captionlib.metrics import score_with_java
+from captionlib.metrics import score_captions
+from captionlib.metrics.java import METEOR
 from captionlib.text import tokenize
 from tests.parity.metrics_on_dataset import TOLERANCE, differences
 from tests.parity.reference_metrics import reference_tokens
@@ -91,9 +92,9 @@ def test_scores_of_a_made_up_corpus() -> None:
 
 @pytest.mark.slow
 def test_meteor_gives_the_images_their_scores() -> None:
-    hypotheses = {"b.jpg": ["a", "dog", "runs"], "a.jpg": ["zebra"], "c.jpg": []}
-    references = {"a.jpg": [["a", "cat"]], "b.jpg": [["a", "dog", "runs"]], "c.jpg": [["a", "car"]]}
-    scores = score_with_java(hypotheses, references)
-    assert scores.image_meteor == pytest.approx({"b.jpg": 1.0, "a.jpg": 0.0, "c.jpg": 0.0})
-    assert scores.meteor is not None
+    hypotheses = {"b.jpg": "a dog runs", "a.jpg": "zebra", "c.jpg": ""}
+    references = {"a.jpg": ["a cat"], "b.jpg": ["a dog runs"], "c.jpg": ["a car"]}
+    scores = score_captions(hypotheses, references, (METEOR,))
+    found = {name: image["meteor"] for name, image in scores.images.items()}
+    assert found == pytest.approx({"b.jpg": 1.0, "a.jpg": 0.0, "c.jpg": 0.0})
     assert 0 < scores.meteor < 1

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from captionlib import checkpoints
 from captionlib.captioners.from_features import Captioner
 from captionlib.checkpoints import (
     CARD,
@@ -28,6 +27,7 @@ from captionlib.checkpoints import (
     checkpoint_fingerprint,
     load_checkpoint,
     load_weights,
+    locate,
     read_config,
     resolve_checkpoint,
     save_checkpoint,
@@ -293,9 +293,9 @@ def test_local_sources(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("source", [None, "default"])
 def test_the_one_that_ships(saved: Path, monkeypatch: pytest.MonkeyPatch, source: str | None) -> None:
-    monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", saved)
+    monkeypatch.setattr(locate, "DEFAULT_CHECKPOINT", saved)
     assert resolve_checkpoint(source) == saved
-    monkeypatch.setattr(checkpoints, "DEFAULT_CHECKPOINT", saved.parent / "none")
+    monkeypatch.setattr(locate, "DEFAULT_CHECKPOINT", saved.parent / "none")
     with pytest.raises(CheckpointError, match=r"that ships with the project is not at .*none"):
         resolve_checkpoint(source)
 

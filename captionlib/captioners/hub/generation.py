@@ -46,9 +46,8 @@ def generate(
     Args:
         model: a model of transformers. Its generation settings apply to everything that is not a setting here.
         inputs: arguments of its `generate` for B images, on its device.
-        image_ids: B ids, keys of the random numbers together with `search.seed`. Samples of an image do not depend
-            on the
-            batch.
+        image_ids: B ids, keys of the random numbers together with `search.seed`. Samples of an image do not depend on
+            the batch.
 
     Returns:
         The captions of each image, best first.
@@ -75,10 +74,10 @@ def generate(
         settings |= {
             "num_beams": search.beam_width,
             "length_penalty": search.length_penalty,
-            "output_scores": True,  # else the log-probabilities of the beams are thrown away
+            "output_scores": True,  # without this, generate does not return log-probabilities of beams
         }
     elif search.method == "sample":
-        # transformers draws from what the sampler leaves, which is a single token.
+        # _Sampler leaves a single token with a probability above 0, so that transformers can only draw that one.
         settings |= {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
         processors.append(_Sampler(search, image_ids, trace))
     found = model.generate(**inputs, **settings, logits_processor=processors)

@@ -103,7 +103,7 @@ def _default_search(name: str, options: CaptionerOptions) -> SearchConfig:
     return SearchConfig(
         method="beam" if width > 1 else "greedy",
         beam_width=width if width > 1 else SearchConfig().beam_width,
-        max_tokens=min(longest, 4 * family.max_tokens),  # some say thousands, which no caption is worth
+        max_tokens=min(longest, 4 * family.max_tokens),  # some models state thousands, far longer than any caption
         length_penalty=float(own.get("length_penalty") or 1.0) if width > 1 else 0.0,
         no_repeat_ngram=_number(own.get("no_repeat_ngram_size"), 0),
     )
@@ -172,7 +172,7 @@ def _transform(source: ModelSource, folder: Path, family: Family, options: Capti
     quieten_transformers()
     try:
         processor = family.load_processor(folder, trust_remote_code=options.trust_remote_code)
-    except Exception as error:  # each processor has its own for a file that is missing or damaged
+    except Exception as error:  # processors raise different exceptions for missing or damaged files
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"the processor of {source} cannot be loaded: {type(error).__name__}: {first}") from error
     halves = take_apart(processor.image_processor)

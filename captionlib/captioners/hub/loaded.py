@@ -67,6 +67,10 @@ class HubModel:
         assert (self._halves is not None) == squares, "the processor is not as it was when the model was opened"
         self._text = self._text_inputs() if squares else {}
 
+    def stages(self) -> None:
+        """None: `generate` of Transformers runs both."""
+        return
+
     def caption_images(self, images: np.ndarray | Sequence[np.ndarray], image_ids: Sequence[int]) -> list[Answer]:
         """Caption images in batches. If memory runs out, the batch size is halved permanently."""
         answers: list[Answer] = []
@@ -129,7 +133,8 @@ class HubModel:
             pictures = [Image.fromarray(image) for image in images]
             inputs = self.family.encode(self.processor, pictures, self.prompt, self.options.system_prompt)
             return {name: self._to_device(value) for name, value in inputs.items()}
-        pixels = torch.from_numpy(np.array(images)).to(self.device)  # a copy, as what comes is read-only: (B, S, S, 3)
+        # Copied, because the input is read-only: (B, S, S, 3).
+        pixels = torch.from_numpy(np.array(images)).to(self.device)
         inputs = {name: value.repeat_interleave(len(images), dim=0) for name, value in self._text.items()}
         return inputs | {"pixel_values": self._to_device(self._halves.normalize(pixels))}
 
@@ -162,7 +167,7 @@ def load_model(folder: Path, family: Family, options: CaptionerOptions, device: 
         settings |= {"quantization_config": _quantization(options.quantization, device), "device_map": {"": 0}}
     try:
         model, fit = family.load_model(folder, trust_remote_code=options.trust_remote_code, **settings)
-    except Exception as error:  # each architecture has its own for files that are cut short or of another version
+    except Exception as error:  # architectures raise different exceptions for truncated files or other versions
         raise UserError(f"{folder} cannot be loaded as {family.noun}: {type(error).__name__}: {error}"[:500]) from error
     missing = set(fit["missing_keys"]) | {name for name, *_ in fit.get("mismatched_keys", ())}
     sizes = {name: value.numel() for name, value in model.state_dict().items()}

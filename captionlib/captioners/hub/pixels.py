@@ -47,7 +47,7 @@ def take_apart(image_processor: Any) -> SquareProcessor | None:
         picture = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
         try:
             expected = image_processor(picture, return_tensors="pt", input_data_format="channels_last")
-        except Exception:  # a processor that wants other things than an image is not of this kind
+        except Exception:  # a processor that needs other inputs than an image cannot be divided
             return None
         values = halves.normalize(torch.from_numpy(halves.transform.square(picture))[None])  # (1, 3, S, S)
         found = expected.get("pixel_values")
@@ -81,7 +81,8 @@ def _read(image_processor: Any) -> SquareProcessor | None:
     mean, std = (setting("image_mean"), setting("image_std")) if normalizes else ((0.0,) * 3, (1.0,) * 3)
     if mean is None or std is None or len(mean) != 3 or len(std) != 3:
         return None
-    modes = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # as Pillow's
+    # Pillow's numbers of the filters.
+    modes = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
     resample = setting("resample")
     transform = ResizeAndCrop(
         side=side, height=height, width=width, interpolation=modes.get(2 if resample is None else int(resample), "")

@@ -19,8 +19,8 @@ from captionlib.errors import UserError
 
 CONFIG = "config.json"
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
-_WEIGHTS = ("*.safetensors", "*.bin")  # the first of these that a model has
-_INSIDE_FOLDERS = "*/*"  # the same weights for other programs
+_WEIGHTS = ("*.safetensors", "*.bin")  # only the first pattern that matches is downloaded
+_INSIDE_FOLDERS = "*/*"  # subfolders contain the same weights for other frameworks
 _INSTALL = "pip install 'captionlib[hub]'"
 
 
@@ -164,7 +164,7 @@ def _on_hub(name: str, revision: str | None) -> ModelSource:
         found = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=30)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise _explain(error, name, revision) from error
-    except Exception as error:  # no network, offline mode, a hub that is down: what was fetched before will do
+    except Exception as error:  # without a connection to the hub, files from an earlier download are used
         folder = _fetch(name, revision, _SMALL_FILES, reason=error)
         size = sum(path.stat().st_size for path in folder.glob(_WEIGHTS[0]))
         return ModelSource(name, folder.name, folder.name, size or None)

@@ -44,7 +44,7 @@ for step in "${@:-caption}"; do case $step in
   caption) caption greedy --search.method greedy ;;
   compiled) caption compiled --search.method greedy --engine compiled ;;
   beam) caption beam ;;
-  extract) say extract; timeout 90 python3 -m jobs.extract_features /tmp/few /tmp/features --model default >"$OUT/extract.txt" 2>&1; echo "rc $?" >>"$log"; tail -2 "$OUT/extract.txt" >>"$log" ;;
+  extract) say extract; timeout 90 python3 -m jobs.extract_features /tmp/few /tmp/features --encoder.checkpoint default >"$OUT/extract.txt" 2>&1; echo "rc $?" >>"$log"; tail -2 "$OUT/extract.txt" >>"$log" ;;
   train) train features /tmp/features /tmp/run_features --encoder.checkpoint default --training.images-per-step 64 ;;
   images) train images /tmp/few /tmp/run_images --from-images --start-from default --decoder.projection-dim 384 --decoder.attention-dim 256 --encoder.train-from blocks.11 --training.images-per-step 64 ;;
   resume) say resume; timeout 40 python3 -m jobs.train /tmp/features /tmp/run_resume --encoder.checkpoint default --training.images-per-step 64 --use-gpu --data.kind csv --data.captions-file /tmp/captions.csv --data.root /tmp/few --training.epochs 4 --training.min-count 1 --checkpoint-minutes 0.05 >"$OUT/resume_1.txt" 2>&1; echo "killed: rc $?" >>"$log"; sleep 3

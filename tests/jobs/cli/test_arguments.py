@@ -111,3 +111,32 @@ def test_one_flag_can_be_looked_at_before_the_others():
     assert peek(["a", "b", "--model=m"], "model") == "m"
     assert peek(["a", "b"], "model") is None
     assert peek(["a", "b", "--model"], "model") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "warnings"),
+    [
+        (["--search.method", "greedy", "--search.beam-width", "5"],
+         ["--search.beam-width is not used by greedy search"]),
+        (["--search.method=greedy", "--search.beam_width=3", "--search.top-p=0.9"],
+         ["--search.beam-width and --search.top-p are not used by greedy search"]),
+        (["--search.method", "sample", "--search.length-penalty", "1", "--search.beam-width", "2"],
+         ["--search.beam-width is not used by sampling",
+          "--search.length-penalty is not used by sampling of one caption"]),
+        (["--search.diversity-strength", "1"], ["--search.diversity-strength is not used by beam search in one group"]),
+        (["--search.method", "greedy"], []),
+        (["--search.beam-width", "5"], []),
+        (["--quiet", "--search.method", "greedy", "--search.beam-width", "5"], []),
+    ],
+)  # fmt: skip
+def test_search_settings_that_the_method_ignores_are_named(capsys, flags, warnings):
+    of_checkpoint = SearchConfig(beam_width=5, length_penalty=0.6)  # not given by the user
+    settings("photos", "out", *flags, defaults={"search": of_checkpoint})
+    assert capsys.readouterr().err.splitlines() == [f"warning: {line}" for line in warnings]
+
+
+def test_ignored_settings_of_a_file_are_named_too(capsys, tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("search: {method: greedy, top_k: 5}\n")
+    settings("photos", "out", "--config", str(path))
+    assert capsys.readouterr().err == "warning: --search.top-k is not used by greedy search\n"

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 import sys
+from functools import partial
 
 import pytest
 
-from jobs.cli import progress as module
+from jobs.cli import progress, progress_bar
 from jobs.cli.progress import Progress, format_seconds
+from jobs.cli.progress_bar import ProgressBar
 
 
 class Clock:
@@ -19,7 +21,21 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    monkeypatch.setattr(module, "time", made)
+    monkeypatch.setattr(progress, "time", made)
+    monkeypatch.setattr(progress_bar, "time", made)
+    return made
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def show_on_terminal(monkeypatch):
+    made = Terminal()
+    monkeypatch.setattr(sys, "stderr", made)
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("TERM", "xterm")
     return made
 
 
@@ -57,14 +73,7 @@ def test_points_for_a_chart_stay_few(clock):
 
 
 def test_a_bar_in_a_terminal(clock, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "150")
-    monkeypatch.setenv("TERM", "xterm")
+    terminal = show_on_terminal(monkeypatch)
     with Progress(300, 100, "captioned") as progress:
         progress.add(50, 0)
         clock.now += 5
@@ -73,6 +82,38 @@ def test_a_bar_in_a_terminal(clock, monkeypatch):
     text = terminal.getvalue()
     for part in ("200/300", "10.0 images/s", "10 failed", "10 s left", "a [note]"):
         assert part in text
+
+
+def test_the_total_may_be_known_later(clock, monkeypatch):
+    terminal = show_on_terminal(monkeypatch)
+    bar = ProgressBar("training", text="starting the workers")
+    bar.start()
+    assert bar.is_live
+    assert not bar.show(lambda: "a line", total=40, completed=10, text="loss 2.500", left="3 s left")
+    bar.stop()
+    text = terminal.getvalue()
+    for part in ("training", "starting the workers", "10/40", "loss 2.500", "3 s left"):
+        assert part in text
+    assert "a line" not in text
+
+
+def test_lines_are_ten_seconds_apart_and_without_secrets(clock, capsys):
+    bar = ProgressBar("training")
+    bar.start()
+    for number in range(25):
+        clock.now += 1
+        bar.show(partial(str, f"line {number}"), total=25, completed=number, text="", left="")
+    bar.say("read https://user:password@host/photo.jpg")
+    assert capsys.readouterr().err.splitlines() == ["line 9", "line 19", "read https://***@host/photo.jpg"]
+
+
+def test_quiet_displays_nothing(clock, monkeypatch):
+    terminal = show_on_terminal(monkeypatch)
+    with Progress(300, 0, "captioned", quiet=True) as progress:
+        clock.now += 30
+        progress.add(100, 0)
+        progress.say("a note")
+    assert terminal.getvalue() == ""
 
 
 @pytest.mark.parametrize(

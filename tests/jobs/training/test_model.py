@@ -24,12 +24,12 @@ from jobs.batch.feature_model import load_encoder
 from jobs.training.data import prepare
 from jobs.training.export import find_encoder
 from jobs.training.model import build_model
-from jobs.training.settings import DataSettings, EncoderSettings, TrainSettings
+from jobs.training.settings import DataSettings, TrainEncoderSettings, TrainSettings
 from jobs.training.teachers import build_teachers
 from tests.tiny_training import write_grid_features
 
 
-def settings(images: Path, checkpoint: Path, encoder: EncoderSettings) -> TrainSettings:
+def settings(images: Path, checkpoint: Path, encoder: TrainEncoderSettings) -> TrainSettings:
     return TrainSettings(
         source=str(images),
         run=str(images.parent / "run"),
@@ -50,7 +50,7 @@ def images(make_images: Callable[..., Path]) -> Path:
 
 
 def test_it_starts_as_the_captioner_that_the_checkpoint_is(images: Path, tiny_checkpoint: Path) -> None:
-    model = build_model(prepare(settings(images, tiny_checkpoint, EncoderSettings(train_from="blocks.12"))))
+    model = build_model(prepare(settings(images, tiny_checkpoint, TrainEncoderSettings(train_from="blocks.12"))))
     assert isinstance(model, EncoderDecoder)
     predictor = Predictor.from_checkpoint(tiny_checkpoint, engine="torch")
     photos = [decode_image(path.read_bytes()).image for path in sorted(images.iterdir())]
@@ -64,7 +64,7 @@ def test_it_starts_as_the_captioner_that_the_checkpoint_is(images: Path, tiny_ch
 
 def test_images_can_be_shown_to_it_in_another_size(images: Path, tiny_checkpoint: Path) -> None:
     known = load_checkpoint(tiny_checkpoint).model.encoder
-    prepared = prepare(settings(images, tiny_checkpoint, EncoderSettings(size=known.preprocessing.size + 32)))
+    prepared = prepare(settings(images, tiny_checkpoint, TrainEncoderSettings(size=known.preprocessing.size + 32)))
     side = math.isqrt(known.num_positions) + 1
     assert prepared.encoder.preprocessing == replace(known.preprocessing, size=known.preprocessing.size + 32)
     assert prepared.encoder.num_positions == side**2
@@ -77,7 +77,7 @@ def test_images_can_be_shown_to_it_in_another_size(images: Path, tiny_checkpoint
 
 def test_another_encoder_than_the_checkpoints_is_refused(images: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="has the encoder efficientnet_lite0, and resnet50 was asked for"):
-        prepare(settings(images, tiny_checkpoint, EncoderSettings(kind="torchvision", name="resnet50")))
+        prepare(settings(images, tiny_checkpoint, TrainEncoderSettings(kind="torchvision", name="resnet50")))
 
 
 def new_decoder(images: Path, source: Path, **options: object) -> TrainSettings:
@@ -100,7 +100,7 @@ def test_a_new_decoder_on_the_features_of_a_checkpoints_encoder(images: Path, ti
     write_grid_features(source, [path.name for path in sorted(images.iterdir())], features, fingerprint, config)
 
     encoder = find_encoder(
-        prepare(new_decoder(images, source, encoder=EncoderSettings(checkpoint=str(tiny_checkpoint))))
+        prepare(new_decoder(images, source, encoder=TrainEncoderSettings(checkpoint=str(tiny_checkpoint))))
     )
     assert encoder is not None
     for name, value in encoder.state_dict().items():
@@ -111,7 +111,7 @@ def test_a_new_decoder_on_the_features_of_a_checkpoints_encoder(images: Path, ti
 
 
 def test_a_new_decoder_on_images_through_a_checkpoints_encoder(images: Path, tiny_checkpoint: Path) -> None:
-    encoder = EncoderSettings(checkpoint=str(tiny_checkpoint))
+    encoder = TrainEncoderSettings(checkpoint=str(tiny_checkpoint))
     prepared = prepare(new_decoder(images, images, from_images=True, encoder=encoder))
     model = build_model(prepared)
     assert isinstance(model, EncoderDecoder)
@@ -128,7 +128,7 @@ def test_words_that_the_checkpoint_does_not_know(
     captions = images.parent / "captions.csv"
     captions.write_text(captions.read_text().replace("the grass", "the zebra"))
     known = load_checkpoint(tiny_checkpoint)
-    plain = settings(images, tiny_checkpoint, EncoderSettings())
+    plain = settings(images, tiny_checkpoint, TrainEncoderSettings())
     assert prepare(plain).vocabulary.words == known.vocabulary.words
     old = next(word for word in known.vocabulary.words[4:] if word not in ["a", "dog", "on", "the", "zebra"])
     prepared = prepare(replace(plain, start_words=start_words))
@@ -148,13 +148,13 @@ def test_new_words_are_for_a_run_that_starts_from_a_checkpoint(images: Path) -> 
 
 def test_a_checkpoint_to_start_from_brings_its_encoder(images: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="brings its own encoder"):
-        settings(images, tiny_checkpoint, EncoderSettings(checkpoint="default"))
+        settings(images, tiny_checkpoint, TrainEncoderSettings(checkpoint="default"))
 
 
 def test_teachers_know_the_same_words_and_look_through_the_same_encoder(images: Path, tiny_checkpoint: Path) -> None:
     teacher = str(tiny_checkpoint)
     known = load_checkpoint(tiny_checkpoint)
-    student = replace(settings(images, tiny_checkpoint, EncoderSettings()), teachers=(teacher,))
+    student = replace(settings(images, tiny_checkpoint, TrainEncoderSettings()), teachers=(teacher,))
     prepared = prepare(student)
     assert prepared.identity()["teachers"] == [known.fingerprint]
     teachers = build_teachers(prepared.teachers, on_images=True)
@@ -165,7 +165,7 @@ def test_teachers_know_the_same_words_and_look_through_the_same_encoder(images: 
     with pytest.raises(ValueError, match=f"{teacher} has a vocabulary of .* words, not the 9 of this run"):
         prepare(new_decoder(images, images, from_images=True, teachers=(teacher,)))
     with pytest.raises(ValueError, match=r"efficientnet_lite0 at \d+ pixels, .*at 96: they need the same size"):
-        prepare(replace(student, encoder=EncoderSettings(size=96)))
+        prepare(replace(student, encoder=TrainEncoderSettings(size=96)))
     with pytest.raises(ValueError, match="cannot be combined"):
         replace(student, training=TrainingSettings(self_critical=SelfCriticalSettings(weight=0.5)))
 
@@ -178,7 +178,7 @@ def test_teachers_of_other_features_are_refused(images: Path, tiny_checkpoint: P
     source = images.parent / "features.parquet"
     student = replace(new_decoder(images, source), start_from=teacher, decoder=known.model.decoder, teachers=(teacher,))
     write_grid_features(source, names, features, "another", config)
-    with pytest.raises(ValueError, match=f"features of other weights of .* --model {teacher}"):
+    with pytest.raises(ValueError, match=f"features of other weights of .* --encoder.checkpoint {teacher}"):
         prepare(student)
     source.unlink()
     fingerprint = weights_fingerprint(load_encoder(config, teacher))

@@ -1,10 +1,22 @@
-import dataclasses
+import pickle
+from collections.abc import Sequence
 
 import pytest
 
 import captionlib.metrics
 from captionlib import __version__
-from captionlib.metrics import CaptionStats, score_captions
+from captionlib.metrics import (
+    HEADLINE,
+    LABELS,
+    METRICS,
+    PYTHON_METRICS,
+    CaptionStats,
+    Label,
+    Metric,
+    MetricScores,
+    score_captions,
+)
+from captionlib.metrics.ngrams import Tokens
 from captionlib.metrics.scores import statistics
 from captionlib.text import tokenize
 
@@ -22,12 +34,56 @@ def test_public_names() -> None:
         "CiderD",
         "Diversity",
         "DiversityStats",
-        "ImageScores",
-        "JavaScores",
+        "HEADLINE",
+        "LABELS",
+        "Label",
+        "MAIN_SCORE",
+        "METRICS",
+        "Metric",
+        "MetricScores",
+        "MetricUnavailable",
+        "PYTHON_METRICS",
         "Scores",
         "score_captions",
-        "score_with_java",
     ]
+
+
+def test_the_names_of_scores_are_distinct_and_the_shown_ones_are_fast() -> None:
+    names = [name for metric in METRICS for name in metric.labels]
+    assert len(set(names)) == len(names) == len(LABELS)
+    fast = [name for metric in PYTHON_METRICS for name in metric.labels]
+    assert fast == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d"]
+    assert set(HEADLINE) < set(fast)
+
+
+def test_scores_are_shown_as_papers_state_them() -> None:
+    assert (LABELS["bleu_4"].title, LABELS["bleu_4"].short(0.2391)) == ("BLEU-4", "23.9")
+    assert (LABELS["cider_d"].title, LABELS["cider_d"].short(0.6123)) == ("CIDEr-D", "0.612")
+
+
+def words(hypothesis: Tokens, references: Sequence[Tokens]) -> int:
+    return len(hypothesis)
+
+
+def mean_words(images: Sequence[int]) -> MetricScores:
+    return MetricScores([sum(images) / len(images)], [[number] for number in images])
+
+
+def test_a_metric_of_ones_own_is_scored_like_the_others() -> None:
+    own = Metric(labels={"words": Label("words")}, signature="words:1", statistics=words, score=mean_words)
+    scores = score_captions(HYPOTHESES, REFERENCES, (*PYTHON_METRICS, own))
+    plain = score_captions(HYPOTHESES, REFERENCES)
+    assert scores.corpus == {**plain.corpus, "words": 3.0}
+    assert scores.images["b.jpg"] == {**plain.images["b.jpg"], "words": 3}
+    assert "|words:1|" in scores.signature
+
+
+def test_scores_can_be_pickled_and_have_no_other_attributes() -> None:
+    scores = pickle.loads(pickle.dumps(score_captions(HYPOTHESES, REFERENCES)))
+    assert scores == score_captions(HYPOTHESES, REFERENCES)
+    for name in ("meteor", "bleu_5"):
+        with pytest.raises(AttributeError, match=f"there is no score '{name}'"):
+            getattr(scores, name)
 
 
 def test_exact_captions_score_highest() -> None:
@@ -47,10 +103,10 @@ def test_images_come_in_the_captions_order_and_average_to_the_corpus() -> None:
     scores = score_captions(HYPOTHESES, REFERENCES)
     assert list(scores.images) == list(HYPOTHESES)
     for name in ("rouge_l", "cider_d"):
-        mean = sum(getattr(image, name) for image in scores.images.values()) / 3
+        mean = sum(image[name] for image in scores.images.values()) / 3
         assert getattr(scores, name) == pytest.approx(mean)
     empty = scores.images["c.jpg"]
-    assert dataclasses.astuple(empty) == pytest.approx((0,) * 6)
+    assert list(empty.values()) == pytest.approx([0] * 6)
 
 
 def test_parts_merge_to_the_whole() -> None:

@@ -1,0 +1,1 @@
+"""Captioners behind servers that speak OpenAI's chat protocol."""

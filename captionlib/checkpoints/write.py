@@ -1,0 +1,88 @@
+"""Writes checkpoints, and adds to them what `jobs.quantize` and `jobs.calibrate` have made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from captionlib.checkpoints.files import (
+    CARD,
+    CONFIG,
+    FORMAT_VERSION,
+    INT8_ENCODER,
+    VOCABULARY,
+    WEIGHTS,
+    fingerprint,
+    read_json,
+)
+from captionlib.checkpoints.weights import stored_tensors
+from captionlib.confidence import Calibration
+from captionlib.config import ModelConfig, SearchConfig, to_dict
+from captionlib.errors import UserError
+from captionlib.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def save_checkpoint(
+    directory: str | Path,
+    captioner: nn.Module,
+    model: ModelConfig,
+    vocabulary: Vocabulary,
+    *,
+    search: SearchConfig | None = None,
+    training: dict[str, Any] | None = None,
+    card: str = "",
+) -> None:
+    """Write a captioner. Weights are rounded to float16, except tensors beyond its range; integer tensors are kept.
+
+    Raises:
+        UserError: a weight is infinite or NaN.
+    """
+    from safetensors.torch import save_file
+
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {name: _compact(name, value) for name, value in stored_tensors(captioner).items()}
+    save_file(weights, directory / WEIGHTS)
+    vocabulary.save(directory / VOCABULARY)
+    (directory / CARD).write_text(card, encoding="utf-8")
+    (directory / INT8_ENCODER).unlink(missing_ok=True)  # it would belong to the captioner that was saved here before
+    settings = to_dict(model)
+    config = {
+        "format": FORMAT_VERSION,
+        "fingerprint": fingerprint(directory, {"model": settings}),
+        "model": settings,
+        "search": to_dict(search or SearchConfig()),
+        "training": training or {},
+    }
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def add_int8_encoder(directory: str | Path, graph: bytes) -> None:
+    """Add an encoder in 8-bit integers to a checkpoint, replacing an existing one."""
+    directory = Path(directory)
+    data = read_json(directory)
+    (directory / INT8_ENCODER).write_bytes(graph)
+    data["fingerprint"] = fingerprint(directory, data)
+    (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def add_confidence(directory: str | Path, calibration: Calibration) -> None:
+    """Add a calibration to a checkpoint, replacing one that it may have."""
+    directory = Path(directory)
+    data = read_json(directory)
+    data["confidence"] = to_dict(calibration)
+    data["fingerprint"] = fingerprint(directory, data)
+    (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _compact(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        return value.contiguous()
+    if not bool(value.isfinite().all()):
+        raise UserError(f"the weights {name} are not finite: take an earlier state of the training")
+    half = value.half()
+    return (half if bool(half.isfinite().all()) else value).contiguous()
