@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -19,35 +17,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from captionlib.images.decode import MAX_PIXELS, ImageDecodeError
+from captionlib.images.decode import MAX_PIXELS
 from captionlib.images.transforms import ImageTransform
 from jobs.batch.canaries import fetched_urls
+from jobs.batch.chunk_images import ChunkImages, DecodedImage, answered_url, describe_fault, is_network_there, settle
 from jobs.batch.decoding_deadline import DecodingDeadline, load_libraries
 from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.manifest import Manifest
 from jobs.cli.masking import masked
 from jobs.inputs.listing import ImageRef
-from jobs.inputs.reader import ImageReader, image_refs
+from jobs.inputs.reader import image_refs
 from jobs.inputs.settings import MAX_DECODE_SECONDS
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles, Redo, ids_to_redo
 from jobs.outputs.id_ranges import IdRange
 from jobs.storage.access import AccessSettings
-from jobs.storage.errors import AccessDenied, HostUnknown, HostUnreachable, InputFault, RequestFailed, TransportFault
+from jobs.storage.errors import AccessDenied, TransportFault
 from jobs.storage.folder import check_path_visible
-from jobs.storage.paths import is_local
 from jobs.storage.read import configure_inputs, input_access
 
 logger = logging.getLogger(__name__)
 
-READ_THREADS_URLS = 64
-"""A list of URLs has hosts that answer after seconds, and names that a resolver looks up for as long."""
-STRAGGLERS, STRAGGLER_SECONDS = 0.25, 1.0
-"""When nothing has come for so many seconds, at most this share of a chunk's images is tried again later."""
 FIRST_ATTEMPT_PAUSES = 3
 """A second attempt waits for the first at most so many times the pause between the two."""
-READ_THREADS_REMOTE = 16
-"""A GET request mostly waits; a dozen or two concurrent requests keep one decoding task busy."""
 
 
 class Chunk(NamedTuple):
@@ -109,11 +101,11 @@ class DecodeStage:
             canaries = self._canaries(chunk)
             if canaries:
                 input_access().http.hosts.ask_again()
-                _is_network_there(canaries)  # closes the circuit breaker of the server that answers
+                is_network_there(canaries)  # closes the circuit breaker of the server that answers
             load_libraries(self.transform)
             with DecodingDeadline(self.max_decode_seconds) as deadline:
                 images = self._read_all(places, deadline, is_last=bool(canaries))
-            images = self._settle(images, places, canaries)
+            images = settle(images, places, canaries)
         except (TransportFault, AccessDenied) as error:
             status = "denied" if isinstance(error, AccessDenied) else "deferred"
             return _not_ready(chunk, {"status": status, "reason": masked(str(error))})
@@ -143,9 +135,9 @@ class DecodeStage:
         row = {
             **chunk,
             "status": "ready",
-            "reason": _described(deferred[-1])[:500] if deferred else None,
+            "reason": describe_fault(deferred[-1])[:500] if deferred else None,
             "deferred": len(deferred),
-            "answered": _answered(images, places),
+            "answered": answered_url(images, places),
             "warnings": deadline.warnings(),
             "heights": [picture.shape[0] for picture in pictures],
             "widths": [picture.shape[1] for picture in pictures],
@@ -173,6 +165,10 @@ class DecodeStage:
             rows = rows.take(pa.array([image_id - ids.first for image_id in failed], pa.int64()))
         return rows
 
+    def _read_all(self, places: list[ImageRef], deadline: DecodingDeadline, *, is_last: bool) -> list[DecodedImage]:
+        images = ChunkImages(self.transform, self.threads, self.image_column, self.max_pixels)
+        return images.read(places, deadline, is_last=is_last)
+
     def _await_second_attempt(self, chunk: Mapping[str, Any]) -> bool:
         """Wait until the first attempt has been committed, and until enough time has passed since.
 
@@ -197,152 +193,6 @@ class DecodeStage:
         if chunk["canaries"] or chunk["redo"] != "deferred":
             return list(chunk["canaries"])
         return fetched_urls(self.outputs, self.manifest, IdRange(chunk["first"], chunk["last"]))
-
-    def _settle(self, images: list[_Decoded], places: list[ImageRef], canaries: Sequence[str]) -> list[_Decoded]:
-        """Decide whether images that could not be fetched are deferred or become rows with an error.
-
-        Raises:
-            TransportFault: no image could be fetched, and no canary shows that the network is working.
-        """
-        faults = [image.fault for image in images if image.fault is not None]
-        final: type[TransportFault] | None = None
-        if faults and _is_network_there(canaries):
-            final = TransportFault
-        elif faults and _answered(images, places) is not None:
-            final = HostUnknown  # the network is working now, so that this host needs no second attempt
-        if final is not None:
-            images = [
-                _Decoded(error=_described(image.fault), read_seconds=image.read_seconds)
-                if isinstance(image.fault, final) and _is_url(place)
-                else image
-                for image, place in zip(images, places, strict=True)
-            ]
-        elif len(faults) == len(images) > 0:
-            raise TransportFault(_described(faults[0]))
-        return images
-
-    def _read_all(self, places: list[ImageRef], deadline: DecodingDeadline, *, is_last: bool) -> list[_Decoded]:
-        # Many reads may wait at once, but only `threads` images are decoded at once: each may take 0.5 GB.
-        decoding = threading.Semaphore(self.threads)
-        lost: list[TransportFault] = []  # faults of the storage; web servers are tracked by `jobs.storage.hosts`
-        give_up = threading.Event()
-
-        def read(place: ImageRef) -> _Decoded:
-            is_url = _is_url(place)
-            if give_up.is_set() or (lost and not is_url):
-                # The chunk has failed already, or its storage has: do not wait for a dead server once per image.
-                return _put_off(lost[0] if lost else TransportFault("the chunk was given up"))
-            try:
-                image = self._read(reader, place, decoding, deadline)
-            except BaseException:
-                give_up.set()
-                raise
-            if image.fault is not None and not is_url:
-                lost.append(image.fault)
-            return image
-
-        # A Parquet file is read row after row; all else that is remote, many at once.
-        at_once = any(not is_local(place.path) and place.row is None for place in places)
-        num_threads = max(self.threads, READ_THREADS_REMOTE) if at_once else self.threads
-        are_urls = all(map(_is_url, places))
-        if are_urls:
-            num_threads = max(self.threads, READ_THREADS_URLS)
-        with ImageReader(self.image_column) as reader:
-            pool = ThreadPoolExecutor(num_threads)
-            try:
-                reads = [pool.submit(read, place) for place in places]
-                if are_urls and not is_last:
-                    _wait_for_most(reads, places)
-                    late = TransportFault("the host has not answered yet")
-                    images = [done.result() if done.done() else _put_off(late) for done in reads]
-                else:
-                    images = [done.result() for done in reads]
-            finally:
-                # Threads that wait for a name or a connection end by themselves, and note what became of the host.
-                pool.shutdown(wait=not are_urls, cancel_futures=True)
-        refused = [image.error for image in images if image.error and image.error.startswith("PermissionDenied")]
-        # A storage has one set of permissions; web servers each have their own, and many reject crawlers.
-        if len(refused) == len(images) > 1 and not any(map(_is_url, places)):
-            raise AccessDenied(
-                f"none of {len(images)} images may be read: {refused[0]}. Check the credentials and the permissions"
-            )
-        return images
-
-    def _read(
-        self, reader: ImageReader, place: ImageRef, decoding: threading.Semaphore, deadline: DecodingDeadline
-    ) -> _Decoded:
-        started = time.monotonic()
-        try:
-            data = reader.read(place)
-        except InputFault as fault:
-            return _Decoded(error=masked(str(fault)), read_seconds=time.monotonic() - started)
-        except TransportFault as fault:
-            return _put_off(fault, time.monotonic() - started)
-        read_seconds = time.monotonic() - started
-        with decoding:
-            started = time.monotonic()
-            try:
-                decoded = deadline.call(lambda: self.transform(data, self.max_pixels))
-            except ImageDecodeError as fault:
-                return _Decoded(error=str(fault), read_seconds=read_seconds, decode_seconds=time.monotonic() - started)
-            return _Decoded(
-                decoded.pixels, decoded.width, decoded.height, None, read_seconds, time.monotonic() - started
-            )
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    pixels: np.ndarray | None = None
-    """HWC uint8."""
-    width: int | None = None
-    height: int | None = None
-    error: str | None = None
-    read_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    fault: TransportFault | None = None
-    """Why it could not be fetched."""
-
-
-def _is_url(place: ImageRef) -> bool:
-    return place.shard is None and place.path.startswith(("http://", "https://"))
-
-
-def _put_off(fault: TransportFault, read_seconds: float = 0.0) -> _Decoded:
-    """An image that is tried again."""
-    return _Decoded(error=f"{schemas.DEFERRED}{_described(fault)}", fault=fault, read_seconds=read_seconds)
-
-
-def _wait_for_most(reads: Sequence[Future[_Decoded]], places: Sequence[ImageRef]) -> None:
-    """Wait for the images of a chunk, but not for the last ones on hosts that have never answered.
-
-    Asking a resolver for a name that does not exist may take ten seconds, in which a whole chunk would stand still.
-    """
-    hosts = input_access().http
-    pending = set(reads)
-    while pending:
-        done, pending = wait(pending, timeout=STRAGGLER_SECONDS, return_when=FIRST_COMPLETED)
-        if not done and len(pending) <= len(reads) * STRAGGLERS:
-            late = [place for read, place in zip(reads, places, strict=True) if read in pending]
-            if not any(hosts.has_answered(place.path) for place in late):
-                return
-
-
-def _is_network_there(canaries: Sequence[str]) -> bool:
-    return any(input_access().http.is_reachable(url) for url in canaries)
-
-
-def _described(fault: TransportFault) -> str:
-    """Format a transport fault as the error of a row."""
-    if not isinstance(fault, (HostUnreachable, RequestFailed)):
-        return masked(str(fault))
-    kind = "HostUnreachable" if isinstance(fault, HostUnreachable) else "HttpError"
-    return f"{kind}: {fault.filename}: {fault.strerror}"
-
-
-def _answered(images: Sequence[_Decoded], places: Sequence[ImageRef]) -> str | None:
-    """Return the URL of an image that was fetched, if there is one."""
-    came = (place.path for image, place in zip(images, places, strict=True) if _is_url(place) and image.error is None)
-    return next(came, None)
 
 
 def _public(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -23,7 +23,7 @@ import numpy as np
 from captionlib.errors import UserError
 from captionlib.images.decode import ImageDecodeError
 from captionlib.images.transforms import ImageTransform
-from jobs.batch.decode_stage import READ_THREADS_REMOTE
+from jobs.batch.chunk_images import READ_THREADS_REMOTE
 from jobs.cluster.resources import num_cpus
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import ImageReader

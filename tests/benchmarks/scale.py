@@ -44,7 +44,8 @@ import pyarrow.parquet as pq
 from captionlib.config import Preprocessing
 from captionlib.images.transforms import EncoderSquare
 from jobs.batch import rounds
-from jobs.batch.decode_stage import DecodeStage, _Decoded
+from jobs.batch.chunk_images import DecodedImage
+from jobs.batch.decode_stage import DecodeStage
 from jobs.batch.decoding_deadline import DecodingDeadline
 from jobs.batch.job import BatchJob
 from jobs.batch.manifest import Manifest
@@ -69,9 +70,9 @@ PIXEL = np.full((1, 1, 3), 127, np.uint8)
 class StubStage(DecodeStage):
     """Reads nothing. Images whose number ends in 99 have an error unless `ERRORS` says otherwise."""
 
-    def _read_all(self, places: list[ImageRef], deadline: DecodingDeadline, *, is_last: bool) -> list[_Decoded]:
-        bad = _Decoded(error="UnknownFormat: a stub")
-        good = _Decoded(PIXEL, 640, 480)
+    def _read_all(self, places: list[ImageRef], deadline: DecodingDeadline, *, is_last: bool) -> list[DecodedImage]:
+        bad = DecodedImage(error="UnknownFormat: a stub")
+        good = DecodedImage(PIXEL, 640, 480)
         return [bad if place.path.endswith("99.jpg") and is_bad_time(place) else good for place in places]
 
 

@@ -301,7 +301,7 @@ def test_a_chunk_does_not_stand_still_for_a_slow_name(tmp_path, make_images, mon
         return ask(host, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    monkeypatch.setattr("jobs.batch.decode_stage.STRAGGLER_SECONDS", 0.2)
+    monkeypatch.setattr("jobs.batch.chunk_images.STRAGGLER_SECONDS", 0.2)
     with flaky_server(source.parent) as server:
         urls = [f"{server.url}/in/{i:04d}.jpg" for i in range(8)]
         (tmp_path / "list.txt").write_text("\n".join([*urls, "http://slow.invalid/a.jpg"]))
