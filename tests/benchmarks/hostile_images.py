@@ -112,13 +112,14 @@ def memory(name: str) -> int:
 
 
 def work(small: list[File], large: list[File], seed: int, indices: Sequence[int], answers: Connection) -> None:
-    """Body of the process: decode files and send an outcome for each."""
+    """Body of the process: send None when it is ready; then decode files and send an outcome for each."""
     os.nice(max(0, 19 - os.nice(0)))
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries describe each fault there
     warnings.simplefilter("error")
     for transform in TRANSFORMS:  # loads what is loaded on first use
         assert decode(small[0][1], transform) == "decoded"
+    answers.send(None)
     for index in indices:
         _, data = mutation(index, seed, small, large)
         with open("/proc/self/clear_refs", "w") as file:
@@ -146,6 +147,7 @@ def outcomes(
         process.start()
         theirs.close()
         done, reason = 0, ""
+        assert ours.recv() is None  # its start does not count
         while done < len(left):
             try:
                 if not ours.poll(SECONDS_UNTIL_KILLED):

@@ -22,6 +22,7 @@ from tests.mutations import originals
 
 def deadly_work(small: object, large: object, seed: int, indices: list[int], answers: Connection) -> None:
     """Dies at file 2, hangs at file 4."""
+    answers.send(None)
     for index in indices:
         if index == 2:
             os.kill(os.getpid(), signal.SIGKILL)
