@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from captionlib.config import EncoderConfig
 from captionlib.errors import UserError
 
 DEFAULT_NAME = "efficientnet_lite0"
+
+
+def _hint(metavar: str, default: str) -> Any:
+    """Describe a flag that has no plain default."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,16 +24,16 @@ class EncoderSettings:
 
     kind: Literal["efficientnet_lite", "torchvision", "timm"] = "efficientnet_lite"
     """Library of the network."""
-    name: str | None = None
-    """Name of the network in its library; default: efficientnet_lite0, or that of the checkpoint."""
+    name: Annotated[str | None, _hint("NAME", f"{DEFAULT_NAME}, or that of the checkpoint")] = None
+    """Name of the network in its library."""
     features: Literal["grid", "pooled", "logits"] = "grid"
     """Output of the network that is used: positions of the last stage (grid), their mean (pooled), or the classifier's
 logits."""
-    checkpoint: str | None = None
-    """Checkpoint (folder or URL) of a captioner whose encoder is used; default: the library's ImageNet weights."""
-    size: int | None = None
-    """Side of the square in pixels that images are scaled to; default: the size that the weights were trained with. A
-larger size shows smaller objects, and the time of the encoder grows with its square."""
+    checkpoint: Annotated[str | None, _hint("DIR", "the library's ImageNet weights")] = None
+    """Checkpoint (folder or URL) of a captioner whose encoder is used."""
+    size: Annotated[int | None, _hint("INT", "the size that the weights were trained with")] = None
+    """Side of the square in pixels that images are scaled to. A larger size shows smaller objects, and the time of the
+encoder grows with its square."""
 
     def describe(self) -> EncoderConfig:
         """Return the complete configuration of a network of a library.

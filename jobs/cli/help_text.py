@@ -66,7 +66,8 @@ def _tidy_entry(entry: list[str], indent: int, width: int) -> list[str]:
     """Rewrite one flag or argument, whose description begins in the column `indent`."""
     if not entry[0].startswith(("-", "[")) and not re.match(r"[A-Z][A-Z_]+\b", entry[0]):
         return textwrap.wrap(" ".join(entry), width)  # a description of the group
-    is_beside = len(entry[0]) > indent and entry[0][indent - 1] == " " and entry[0][indent] != " "
+    # Two spaces precede a description; a single one precedes what the flag takes.
+    is_beside = len(entry[0]) > indent and entry[0][indent - 2 : indent] == "  " and entry[0][indent] != " "
     name = (entry[0][:indent] if is_beside else entry[0]).strip()
     described = " ".join(line.strip() for line in ([entry[0][indent:]] if is_beside else []) + entry[1:])
     name = name.replace("{None}|", "")

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d")
+from captionlib.metrics import LABELS, PYTHON_METRICS
+
+METRICS = tuple(name for metric in PYTHON_METRICS for name in metric.labels)
 WIDTH = 256
 COMMON = (
     *(
@@ -163,7 +165,7 @@ class Table:
             found = self._scores(name)
             if found:
                 made.append(name)
-                cells = [f"{100 * found[metric]:.1f}" for metric in METRICS[:-1]] + [f"{found['cider_d']:.3f}"]
+                cells = [LABELS[metric].short(found[metric]) for metric in METRICS]
                 cells += [str(found.get("epoch", "")), f"{found['minutes']:.0f}" if "minutes" in found else ""]
                 yield f"| {row.title} | {' | '.join(cells)} |"
         yield "\n```console"

@@ -33,6 +33,8 @@ What it does, in one sentence that is much longer than the width of a terminal a
   --fresh, --no-fresh    Start anew. (default:
                          False)
   --size {None}|INT      Side of the square. (default: None)
+  --checkpoint-of-a-test DIR
+                         Its folder. (default: none)
 
  group options
  ----------------------------------------
@@ -57,6 +59,8 @@ options:
   --report, --no-report  Write a page. (default: on)
   --fresh                Start anew.
   --size INT             Side of the square.
+  --checkpoint-of-a-test DIR
+                         Its folder. (default: none)
 
 group options:
   What belongs together.
