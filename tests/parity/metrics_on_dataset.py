@@ -59,7 +59,7 @@ def differences(hypotheses: Mapping[str, str], references: Mapping[str, Sequence
     corpus, images = reference_scores(hypotheses, references)
     largest = {name: abs(getattr(ours, name) - value) for name, value in corpus.items()}
     for name in corpus:
-        pairs = ((getattr(ours.images[key], name), scores[name]) for key, scores in images.items())
+        pairs = ((ours.images[key][name], scores[name]) for key, scores in images.items())
         largest[f"{name}, image"] = max(abs(mine - other) for mine, other in pairs)
     return largest
 

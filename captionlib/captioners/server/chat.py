@@ -14,12 +14,13 @@ from PIL import Image
 from captionlib.captioners.base import Answer, Caption, CaptionFault, FinishReason
 from captionlib.captioners.cleaning import clean
 from captionlib.config import SearchConfig
+from captionlib.errors import CaptionlibError
 
 JPEG_QUALITY = 90
 _FINISH: dict[str, FinishReason] = {"stop": "end", "length": "length"}
 
 
-class NoChatAnswer(Exception):
+class NoChatAnswer(CaptionlibError):
     """The text of an answer is not one of the protocol, as when it was cut off."""
 
 
