@@ -12,7 +12,7 @@ from pathlib import Path
 from .processes import Session, wait_until
 from .servers import free_ports
 
-_STORE_BYTES = 200_000_000
+STORE_BYTES = 200_000_000
 
 
 class Cluster:
@@ -23,13 +23,14 @@ class Cluster:
     Args:
         env: of the nodes and so of all workers; credentials belong here.
         logs: takes a file per node.
+        store_bytes: object store of each node.
     """
 
-    def __init__(self, env: Mapping[str, str], logs: Path) -> None:
+    def __init__(self, env: Mapping[str, str], logs: Path, store_bytes: int = STORE_BYTES) -> None:
         # Short, because Ray's sockets lie in it and their names may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))
         self.env = {**env, "RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-        self.logs = logs
+        self.logs, self.store_bytes = logs, store_bytes
         self.address = f"127.0.0.1:{free_ports(1)[0]}"
         self.nodes: dict[str, Session] = {}
 
@@ -43,7 +44,7 @@ class Cluster:
         command = [
             str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1",
             *([f"--address={self.address}"] if self.nodes else [*head, f"--temp-dir={self.folder}"]),
-            f"--num-cpus={num_cpus}", f"--object-store-memory={_STORE_BYTES}", "--disable-usage-stats",
+            f"--num-cpus={num_cpus}", f"--object-store-memory={self.store_bytes}", "--disable-usage-stats",
             "--min-worker-port=0", "--max-worker-port=0", *ports,
         ]  # fmt: skip
         log = self.logs / f"{name}.log"
