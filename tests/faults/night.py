@@ -268,6 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             night = Night(world, truth, plan, began + 60 * arguments.minutes)
             try:
                 night.run()
+            except KeyboardInterrupt:
+                night.fail("interrupted")
             finally:
                 night.print_table()
     minutes = (time.monotonic() - began) / 60

@@ -280,8 +280,10 @@ def fill(folder: Path) -> Path:
 
 
 def difference(rows: list[dict[str, Any]], truth: list[dict[str, Any]], same: Callable[[Any], Any]) -> tuple[int, ...]:
-    """(rows lost, rows twice, rows that differ), compared by what `same` leaves of a row."""
+    """(rows lost, rows twice, rows that differ), compared by what `same` leaves of a row; prints one that differs."""
     found: dict[int, dict[str, Any]] = {row["image_id"]: row for row in rows}
     expected = {row["image_id"]: row for row in truth}
-    differ = sum(same(found[i]) != same(row) for i, row in expected.items() if i in found)
-    return len(expected.keys() - found.keys()), len(rows) - len(found), differ + len(found.keys() - expected.keys())
+    differ = [i for i, row in found.items() if i not in expected or same(row) != same(expected[i])]
+    if differ:
+        print(f"instead of {expected.get(differ[0])}: {found[differ[0]]}")
+    return len(expected.keys() - found.keys()), len(rows) - len(found), len(differ)

@@ -81,6 +81,27 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         yield Store(requests)
 
 
+def test_an_error_message_with_status_200_is_not_taken_for_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow pads it with zeros to the size of the object."""
+    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    errors_left = [3]
+
+    class Handler(Answers):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.finish_answer(PICTURE)
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            errors_left[0] -= 1
+            self.finish_answer(PICTURE if errors_left[0] < 0 else b"<?xml version='1.0'?><Error></Error>")
+
+    with serving(Handler, monkeypatch):
+        monkeypatch.setattr(read, "_inputs", read.Access())
+        assert read_bytes("s3://bucket/a.jpg", len(PICTURE)) == PICTURE
+        assert errors_left[0] < 0
+
+
 def test_public_and_paid_buckets(monkeypatch):
     """What an S3 server is sent: no credentials, or the agreement to pay, in listings and reads."""
     seen: list[dict[str, str]] = []
