@@ -296,4 +296,5 @@ def _quieten_ray_data() -> None:
     for handler in logger.handlers:
         if "Session" not in type(handler).__name__:  # the session's log file still gets everything
             handler.setLevel(logging.CRITICAL)
+    logging.raiseExceptions = False  # a full disk for Ray's logs is no reason to print a traceback for each line
     warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)
