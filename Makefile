@@ -6,7 +6,7 @@ EXTRAS ?= dev
 LOWEST := .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo check format test test-lowest test-parity test-faults clean
+.PHONY: help env demo check format test test-lowest test-parity test-faults test-night clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ test-parity: env ## equality with independent implementations (needs Java)
 
 test-faults: env ## kill, starve and mislead the jobs on a real S3 server and a cluster (long)
 	$(BIN)/python -m pytest -m slow tests/faults
+
+test-night: env ## a hundred faults of the caption job at random moments, by seed (hours; as root)
+	$(BIN)/python -m tests.faults.night --faults 100 --seed 0
 
 clean: ## remove what the targets made, the environment included
 	rm -rf $(VENV) $(LOWEST) .demo build dist *.egg-info

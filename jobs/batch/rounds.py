@@ -30,6 +30,7 @@ from jobs.batch.settings import BatchSettings
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.masking import masked
 from jobs.cli.progress import Progress, format_seconds
+from jobs.cluster.head_watch import watch_ray
 from jobs.cluster.resources import Plan, check_decoding_memory, decoding_bytes, machine_memory_gib, plan
 from jobs.cluster.session import RaySession
 from jobs.inputs.sources import Sources
@@ -143,6 +144,7 @@ class Rounds:
             say(f"{count:,} images are processed in one process (too few to start Ray)")
             return single_process.SingleProcessPipeline, single_process.single_process_plan(work.num_cpus)
         session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, say))
+        stack.enter_context(watch_ray())
         nodes = session.nodes()
         check_decoding_memory(self.settings.source.max_pixels, max(node.memory_gib for node in nodes))
         resources = plan(nodes, work.num_actors, self.job.needs)

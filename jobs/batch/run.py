@@ -203,6 +203,8 @@ class _Run:
         """Merge small files, count the rows and write the exports."""
         if self.job.compact:
             self.files.compact()
+        for files in self.outputs.values():
+            files.tidy()  # of rows that another job has written as well, or that a listing had not shown yet
         counts = _count(self.files, self.manifest)
         formats = sorted({*self.job.formats, *formats_there(self.output, self.files)})
         with RowImages(self.manifest, self.settings.source.image_column) as images:

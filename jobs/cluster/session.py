@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -27,6 +28,10 @@ SECONDS_BETWEEN_NOTES = 30
 CONNECT_SECONDS = 20.0
 STARTS = 3
 """Number of attempts to start Ray. Ray allows a machine 30 seconds, which a busy one may exceed."""
+
+_SLOW = re.compile("timed out during startup|Timed out waiting for file")
+LEAST_BYTES = 2**20
+"""Of free space on the disk for Ray's files; below, it counts as full."""
 
 
 class ClusterError(CaptionlibError, ConnectionError):
@@ -105,7 +110,7 @@ class RaySession:
                 return
             except Exception as error:
                 ray.shutdown()  # stops the parts that had been started
-                was_slow = "timed out during startup" in str(error)
+                was_slow = _SLOW.search(str(error)) is not None and _full_disk() is None
                 if was_slow and attempt < STARTS - 1:
                     self.say("Ray did not start within 30 seconds, this machine is busy; retrying")
                     continue
@@ -271,8 +276,19 @@ def _explain(error: Exception, said: str, address: str | None) -> str | None:
             f"this machine is not part of the Ray cluster at {address}, or what answers there is no Ray: start the job "
             "on the cluster itself, with `ray job submit`"
         )
-    if "timed out during startup" in text:
+    full = None if address else _full_disk()
+    if full is not None:
+        return f"Ray does not start on this machine: the disk of {full} is full; free some space, or set RAY_TMPDIR"
+    if _SLOW.search(text):
         return f"Ray does not start on this machine, {STARTS} times 30 seconds were not enough: it is too busy"
+    return None
+
+
+def _full_disk() -> str | None:
+    """Return the folder for Ray's files if its disk is full."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    with contextlib.suppress(OSError):
+        return folder if shutil.disk_usage(folder).free < LEAST_BYTES else None
     return None
 
 
@@ -283,4 +299,5 @@ def _quieten_ray_data() -> None:
     for handler in logger.handlers:
         if "Session" not in type(handler).__name__:  # the log file of the session still receives everything
             handler.setLevel(logging.CRITICAL)
+    logging.raiseExceptions = False  # a full disk for Ray's logs is no reason to print a traceback for each line
     warnings.filterwarnings("ignore", ".*ray_remote_args", DeprecationWarning)

@@ -26,11 +26,9 @@ def read_record(folder: Folder) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        text = folder.read(NAME)
+        record: dict[str, Any] = folder.read_with(NAME, json.load)
     except FileNotFoundError:
         return {}
-    try:
-        record: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise UserError(f"{folder.url}/{NAME} is damaged ({error}): delete it and run again") from error
     return record

@@ -19,6 +19,8 @@ from jobs.storage.read import filesystem, open_once, read_once
 
 T = TypeVar("T")
 
+READS_BEFORE_DAMAGED = 3
+"""Number of times that a remote file must have made no sense."""
 # Protocols with atomic writes, where a rename is unnecessary and expensive.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "memory"}
 
@@ -129,18 +131,25 @@ class Folder:
         transferred.
 
         Args:
-            read: called with the open file, and again after a transport fault.
+            read: called with the open file, and again after a transport fault. It raises ValueError, as Arrow does, for
+                bytes that make no sense; these may be the error message of a storage that answers 200, so they are read
+                again before the file counts as damaged.
 
         Raises:
-            ValueError: `read` reported that the file is damaged.
+            ValueError: the file is damaged.
             FileNotFoundError: the file does not exist.
         """
+        tries_left = 1 if self.is_local else READS_BEFORE_DAMAGED
 
         def attempt() -> T | _Damaged:
+            nonlocal tries_left
             with open_once(f"{self.url}/{name}") as file:
                 try:
                     return read(file)
-                except ValueError as error:  # Arrow raises ValueError for damaged files
+                except ValueError as error:
+                    tries_left -= 1
+                    if tries_left:
+                        raise
                     return _Damaged(error)
 
         found = with_retries(attempt)

@@ -30,7 +30,8 @@ def read_bytes(path: str, size: int | None = None) -> bytes:
 
     Args:
         path: absolute path or fsspec URL.
-        size: bytes according to the listing. A shorter body is retried as truncated, unless the file has changed since.
+        size: bytes according to the listing. A body of another length is retried, as truncated or as the error message
+            of a storage that answers 200, unless the file has changed since.
 
     Raises:
         InputFault: kinds NotFound, PermissionDenied, NotAFile, FileTooLarge; for a web server also HttpError,
@@ -43,7 +44,7 @@ def read_bytes(path: str, size: int | None = None) -> bytes:
 
     def attempt() -> bytes:
         data = read_once(path, _inputs)
-        if size is not None and len(data) < size and len(data) != _size_now(path):
+        if size is not None and len(data) != size and len(data) != _size_now(path):
             raise TransportFault(errno.EIO, f"got {len(data)} of {size} bytes", path)
         return data
 

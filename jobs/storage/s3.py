@@ -21,6 +21,10 @@ STRIKES = 3
 DISABLED_SECONDS = 300.0
 """Seconds for which s3fs then reads alone: the storage may be overloaded, or incompatible with Arrow."""
 
+ERROR_MESSAGES = (b"<?xml", b"<Error")
+"""How the error messages of an S3 storage begin. With a status of 200, Arrow takes such a message for the object, and
+pads it with zeros to the object's size; s3fs returns what came, whose length shows that it is not the object."""
+
 
 class S3Objects:
     """Reads S3 objects with Arrow. Threads may share an instance.
@@ -47,6 +51,8 @@ class S3Objects:
         def whole(filesystem: Any, key: str) -> bytes:
             with filesystem.open_input_stream(key) as stream:
                 data: bytes = stream.readall()
+            if data.startswith(ERROR_MESSAGES):
+                raise ValueError("an error message instead of the object")
             return data
 
         return self._try(path, whole)

@@ -97,8 +97,8 @@ def main() -> int:
         folder = Path(name)
         make_images(folder / "photos", ROOT / "tests" / "photos", given.photos, 640)
         env = dict(os.environ) | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        with cluster(env, folder) as made:
-            node = made.start("only", num_cpus=2, store_bytes=int(STORE_SHARE * MACHINE_BYTES))
+        with cluster(env, folder, int(STORE_SHARE * MACHINE_BYTES)) as made:
+            node = made.start("only", num_cpus=2)
             command = [
                 sys.executable,
                 __file__,

@@ -23,17 +23,18 @@ class Cluster:
     Args:
         env: of the nodes and so of all workers; credentials belong here.
         logs: takes a file per node.
+        store_bytes: object store of each node.
     """
 
-    def __init__(self, env: Mapping[str, str], logs: Path) -> None:
+    def __init__(self, env: Mapping[str, str], logs: Path, store_bytes: int = STORE_BYTES) -> None:
         # Short, because Ray's sockets lie in it and their names may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))
         self.env = {**env, "RAY_TMPDIR": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-        self.logs = logs
+        self.logs, self.store_bytes = logs, store_bytes
         self.address = f"127.0.0.1:{free_ports(1)[0]}"
         self.nodes: dict[str, Session] = {}
 
-    def start(self, name: str, *, num_cpus: int, store_bytes: int = STORE_BYTES) -> Session:
+    def start(self, name: str, *, num_cpus: int) -> Session:
         """Start a node, the first one as the head, and wait until Ray says that it runs."""
         port = self.address.rpartition(":")[2]
         head = ["--head", f"--port={port}", "--include-dashboard=false"]
@@ -43,7 +44,7 @@ class Cluster:
         command = [
             str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1",
             *([f"--address={self.address}"] if self.nodes else [*head, f"--temp-dir={self.folder}"]),
-            f"--num-cpus={num_cpus}", f"--object-store-memory={store_bytes}", "--disable-usage-stats",
+            f"--num-cpus={num_cpus}", f"--object-store-memory={self.store_bytes}", "--disable-usage-stats",
             "--min-worker-port=0", "--max-worker-port=0", *ports,
         ]  # fmt: skip
         log = self.logs / f"{name}.log"
@@ -63,9 +64,9 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(env: Mapping[str, str], logs: Path) -> Iterator[Cluster]:
+def cluster(env: Mapping[str, str], logs: Path, store_bytes: int = STORE_BYTES) -> Iterator[Cluster]:
     """A cluster without nodes yet; all that are started in the `with` are killed at its end."""
-    made = Cluster(env, logs)
+    made = Cluster(env, logs, store_bytes)
     try:
         yield made
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -42,6 +43,7 @@ class Place:
         """The whole environment of a job: nothing is inherited that could change what happens."""
         return {
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
             "HOME": str(self.folder / "home"),
             "CAPTIONLIB_CACHE": str(self.folder / "cache"),
             "RAY_TMPDIR": str(self.ray_folder),
@@ -75,23 +77,21 @@ def run_job(
 # --- the output -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Output:
-    """A job's output in a bucket."""
-
-    client: Any
-    bucket: str
-    prefix: str
+class Rows:
+    """A job's output, wherever it is."""
 
     @property
     def url(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}"
+        """What the job takes as its output."""
+        raise NotImplementedError
 
     def objects(self) -> dict[str, Any]:
-        """Key below the prefix → when it was last written."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/")
-        items = [item for page in pages for item in page.get("Contents", [])]
-        return {item["Key"][len(self.prefix) + 1 :]: item["LastModified"] for item in items}
+        """Name below the output → when it was last written."""
+        raise NotImplementedError
+
+    def read(self, key: str) -> bytes:
+        """The bytes of one of them."""
+        raise NotImplementedError
 
     def chunks(self) -> dict[range, Any]:
         """The image ids of each file of captions → when it was last written."""
@@ -106,10 +106,6 @@ class Output:
         """Images that have a row, by the files' names."""
         return len({image_id for ids in self.chunks() for image_id in ids})
 
-    def read(self, key: str) -> bytes:
-        data: bytes = self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
-        return data
-
     def rows(self) -> list[dict[str, Any]]:
         """All rows of all files, by image id."""
         found: list[dict[str, Any]] = []
@@ -119,16 +115,61 @@ class Output:
         return sorted(found, key=lambda row: row["image_id"])
 
 
+@dataclass(frozen=True)
+class Output(Rows):
+    """An output in a bucket."""
+
+    client: Any
+    bucket: str
+    prefix: str
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+    def objects(self) -> dict[str, Any]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/")
+        items = [item for page in pages for item in page.get("Contents", [])]
+        return {item["Key"][len(self.prefix) + 1 :]: item["LastModified"] for item in items}
+
+    def read(self, key: str) -> bytes:
+        data: bytes = self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
+        return data
+
+
+@dataclass(frozen=True)
+class LocalOutput(Rows):
+    """An output in a folder."""
+
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return str(self.folder)
+
+    def objects(self) -> dict[str, Any]:
+        found = {}
+        for path in self.folder.rglob("*.parquet"):
+            with contextlib.suppress(FileNotFoundError):  # it was replaced while we looked
+                if not path.name.startswith("."):
+                    found[str(path.relative_to(self.folder))] = path.stat().st_mtime
+        return found
+
+    def read(self, key: str) -> bytes:
+        return (self.folder / key).read_bytes()
+
+
 def assert_same_captions(rows: list[dict[str, Any]], undisturbed: list[dict[str, Any]]) -> None:
     """Every image once, with the ids, the captions and the errors of the undisturbed run."""
     assert [row["image_id"] for row in rows] == list(range(len(undisturbed)))
     for row, expected in zip(rows, undisturbed, strict=True):
         # Probabilities may differ in their last digits, since batches are made up differently.
-        row, expected = (_rounded(r) for r in (row, expected))
+        row, expected = (rounded(r) for r in (row, expected))
         assert row == expected
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as far as it must be the same whatever batch the image was in."""
     if row["caption"] is None:
         return row
     captions = [(caption["text"], round(caption["log_prob"], 2)) for caption in row["captions"]]

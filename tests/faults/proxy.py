@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 from yarl import URL
@@ -19,6 +22,10 @@ from yarl import URL
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}
 _SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+_INTERNAL_ERROR = (
+    b"<?xml version='1.0'?><Error><Code>InternalError</Code>"
+    b"<Message>We encountered an internal error. Please try again.</Message></Error>"
 )
 
 
@@ -36,15 +43,19 @@ class Faults:
     """The store does what was asked, then the connection is reset."""
     cut: float = 0.0
     """The body ends in its middle."""
+    error_body: float = 0.0
+    """200 with an error in XML as the body; only of a GET of an object, others are answered."""
     stall: float = 0.0
     """No answer for `stall_seconds`, then a reset."""
     stall_seconds: float = 60.0
     latency_seconds: float = 0.0
     """Before every request."""
+    stale_seconds: float = 0.0
+    """Listings (ListObjectsV2) leave out objects that were written within so many seconds."""
 
     def choose(self, number: float) -> str | None:
         """The fault of a request that drew this number of [0, 1)."""
-        for name in ("slow_down", "too_many", "reset", "lost_answer", "cut", "stall"):
+        for name in ("slow_down", "too_many", "reset", "lost_answer", "cut", "error_body", "stall"):
             number -= getattr(self, name)
             if number < 0:
                 return name
@@ -77,6 +88,9 @@ class FaultProxy:
         chance = random.Random(f"{self.seed} {request.method} {request.raw_path} {self.requests[asked]}")
         faults = self.faults
         fault = faults.choose(chance.random())
+        is_listing = "list-type=2" in request.query_string
+        if fault == "error_body" and (request.method != "GET" or is_listing or asked[1].count("/") < 2):
+            fault = None
         if "100-continue" in request.headers.get("Expect", "").lower() and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await request.content.read()
@@ -88,6 +102,8 @@ class FaultProxy:
             return web.Response(status=503, body=_SLOW_DOWN, content_type="application/xml")
         if fault == "too_many":
             return web.Response(status=429, text="Rate limit reached", headers={"Retry-After": "0"})
+        if fault == "error_body":
+            return web.Response(body=_INTERNAL_ERROR, content_type="application/xml")
         if fault == "stall":
             await asyncio.sleep(faults.stall_seconds)
         if fault in ("reset", "stall"):
@@ -105,9 +121,13 @@ class FaultProxy:
             return _reset(request)
         if fault == "lost_answer":
             return _reset(request)
+        left_out = set(_HOP_BY_HOP)
+        if faults.stale_seconds and is_listing:
+            data = self._without_young(data, faults.stale_seconds)
+            left_out.add("content-length")
         answer = web.StreamResponse(status=upstream.status, reason=upstream.reason)
         for name, value in upstream.headers.items():
-            if name.lower() not in _HOP_BY_HOP:
+            if name.lower() not in left_out:
                 answer.headers.add(name, value)
         await answer.prepare(request)
         if fault == "cut" and len(data) > 1:
@@ -118,6 +138,25 @@ class FaultProxy:
             await answer.write(data)
         await answer.write_eof()
         return answer
+
+    def reads(self, folder: str) -> tuple[int, int]:
+        """(GET requests for objects below a folder such as `/photos/all/`, of them for an object asked for before)."""
+        counts = [n for (method, path), n in self.requests.items() if method == "GET" and path.startswith(folder)]
+        return sum(counts), sum(counts) - len(counts)
+
+    def _without_young(self, listing: bytes, seconds: float) -> bytes:
+        """An answer to ListObjectsV2 without the objects that were written within so many seconds."""
+
+        def keep(match: re.Match[bytes]) -> bytes:
+            written = re.search(rb"<LastModified>(.*?)</LastModified>", match[0])
+            assert written is not None, match[0]
+            age = time.time() - datetime.fromisoformat(written[1].decode().replace("Z", "+00:00")).timestamp()
+            if age > seconds:
+                return match[0]
+            self.done["left out of a listing"] += 1
+            return b""
+
+        return re.sub(rb"<Contents>.*?</Contents>", keep, listing, flags=re.DOTALL)
 
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         """Listen on a free port until `stop`."""

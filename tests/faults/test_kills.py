@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from .chances import DECODING_TASK, DRIVER_KILLS, MODEL_ACTOR, evenly, kill_driver, until_a_random_moment
 from .cluster import cluster
 from .harness import NUM_KILLS, PATIENCE, SEED, Output, Place, assert_same_captions, start_job
 from .processes import Session, kill, wait_until
@@ -21,8 +21,6 @@ from .servers import OWNER, ObjectStore
 pytestmark = pytest.mark.slow
 
 MOST_REDONE_PER_KILL = 2_000
-DRIVER_KILLS = ("driver SIGKILL", "driver SIGINT", "driver SIGTERM")
-MODEL_ACTOR, DECODING_TASK = r"^ray::.*ModelStage", r"^ray::.*DecodeStage"
 
 
 @dataclass
@@ -51,12 +49,7 @@ class Log:
 
     def reads(self) -> tuple[int, int]:
         """(photos read, of them again)."""
-        counts = [
-            n
-            for (method, path), n in self.proxy.requests.items()
-            if method == "GET" and path.startswith("/photos/all/")
-        ]
-        return sum(counts), sum(counts) - len(counts)
+        return self.proxy.reads("/photos/all/")
 
     def add(self, what: str, seconds: float) -> None:
         """Note a kill."""
@@ -96,7 +89,7 @@ def test_one_machine(
     def start() -> Session:
         return start_job(place, OWNER.env(proxy.url), photos, output.url, model, "--no-report", name="killed")
 
-    _kill_and_resume(start, log, chance, _plan(chance, killed, NUM_KILLS - NUM_KILLS // 3), {})
+    _kill_and_resume(start, log, chance, evenly(chance, killed, NUM_KILLS - NUM_KILLS // 3), {})
     assert_same_captions(output.rows(), undisturbed)
 
 
@@ -130,15 +123,8 @@ def test_two_nodes(
             "actor of second node": lambda: kill_second(MODEL_ACTOR),
         }
         killed = ["driver SIGKILL", *extra]
-        _kill_and_resume(start, log, chance, _plan(chance, killed, NUM_KILLS // 3), extra)
+        _kill_and_resume(start, log, chance, evenly(chance, killed, NUM_KILLS // 3), extra)
     assert_same_captions(output.rows(), undisturbed)
-
-
-def _plan(chance: random.Random, kinds: list[str], count: int) -> list[str]:
-    """Each kind about equally often, in any order."""
-    plan = [kinds[i % len(kinds)] for i in range(count)]
-    chance.shuffle(plan)
-    return plan
 
 
 def _kill_and_resume(
@@ -158,7 +144,7 @@ def _kill_and_resume(
             sessions.append(job)
             log.num_runs += 1
             began = time.monotonic()
-            while todo and _until_a_random_moment(job, log.output, chance):
+            while todo and until_a_random_moment(job, log.output, chance):
                 what = todo[0]
                 finished.update(log.output.chunks())
                 if not _kill_one(job, what, extra):
@@ -167,8 +153,7 @@ def _kill_and_resume(
                 todo.pop(0)
                 if what in DRIVER_KILLS:
                     code = job.wait(120)
-                    expected = {"driver SIGINT": 130, "driver SIGTERM": 143, "driver SIGKILL": -signal.SIGKILL}
-                    assert code == expected[what], f"{what}: exit code {code}"
+                    assert code == DRIVER_KILLS[what], f"{what}: exit code {code}"
                     break
             else:
                 code = job.wait(PATIENCE)
@@ -189,24 +174,10 @@ def _kill_and_resume(
     assert max(kill_.redone for kill_ in log.kills) <= MOST_REDONE_PER_KILL
 
 
-def _until_a_random_moment(job: Session, output: Output, chance: random.Random) -> bool:
-    """Wait some seconds, or for some chunks of the output and then some seconds; False when the job ended meanwhile."""
-    more_chunks = chance.choice((0, 0, 1))
-    seconds = chance.uniform(0, 20 if not more_chunks else 2)
-    chunks = len(output.chunks())
-    wait_until(lambda: not job.is_running or len(output.chunks()) >= chunks + more_chunks, PATIENCE, pause=0.2)
-    return not wait_until(lambda: not job.is_running, seconds)
-
-
 def _kill_one(job: Session, what: str, extra: dict[str, Callable[[], bool]]) -> bool:
     if what in extra:
         return extra[what]()
-    if what == "driver SIGKILL":
-        return kill(job.pid)
-    if what == "driver SIGTERM":
-        return kill(job.pid, signal.SIGTERM)
-    if what == "driver SIGINT":
-        job.interrupt()
-        return True
+    if what in DRIVER_KILLS:
+        return kill_driver(job, what)
     found = job.find(MODEL_ACTOR if what == "model actor" else DECODING_TASK)
     return bool(found) and kill(found[0])

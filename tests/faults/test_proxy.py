@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import http.server
 import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 
 import pytest
 
@@ -20,11 +22,12 @@ class _Upstream(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.seen.append(self.path)  # type: ignore[attr-defined]
         self.send_response(200)
-        self.send_header("Content-Length", str(len(BODY)))
+        body = self.server.listing if "list-type=2" in self.path and self.server.listing else BODY  # type: ignore[attr-defined]
+        self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Host", self.headers["Host"])
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(BODY)
+            self.wfile.write(body)
 
     do_HEAD = do_GET
 
@@ -42,7 +45,7 @@ class _Upstream(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def upstream() -> Iterator[http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Upstream)
-    server.seen = []  # type: ignore[attr-defined]
+    server.seen, server.listing = [], b""  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
@@ -93,6 +96,37 @@ def test_a_cut_body(proxy):
     assert answer.status == 200
     with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
         answer.read()
+
+
+def test_an_error_as_the_body_of_an_object(proxy, upstream):
+    proxy.faults = Faults(error_body=1)
+    answer = ask(proxy, "/bucket/a")
+    assert answer.status == 200
+    assert b"<Code>InternalError</Code>" in answer.read()
+    assert upstream.seen == []
+    assert ask(proxy, "/bucket?list-type=2&prefix=a").read() == BODY
+    assert ask(proxy, "/bucket/a", "HEAD").headers["Content-Length"] == str(len(BODY))
+    assert proxy.done == {"error_body": 1}
+
+
+def test_a_stale_listing(proxy, upstream):
+    def entry(key: str, age: float) -> str:
+        written = datetime.fromtimestamp(time.time() - age, timezone.utc)
+        return f"<Contents><Key>{key}</Key><LastModified>{written:%Y-%m-%dT%H:%M:%S.000Z}</LastModified></Contents>"
+
+    old, young = entry("old", 30), entry("young", 5)
+    upstream.listing = f"<List>{young}{old}</List>".encode()
+    proxy.faults = Faults(stale_seconds=20)
+    assert ask(proxy, "/bucket?list-type=2").read() == f"<List>{old}</List>".encode()
+    proxy.faults = Faults()
+    assert ask(proxy, "/bucket?list-type=2").read() == upstream.listing
+
+
+def test_reads_and_reads_again(proxy):
+    for path in ("/photos/all/1", "/photos/all/2", "/photos/all/1", "/photos/other/1"):
+        ask(proxy, path).read()
+    ask(proxy, "/photos/all/1", "HEAD")
+    assert proxy.reads("/photos/all/") == (3, 1)
 
 
 def test_a_stall(proxy):

@@ -16,6 +16,8 @@ from flaky import flaky_server
 from stubs import PHOTOS, StubFactory, run_stub
 
 from jobs.cli.errors import JobIncomplete
+from jobs.outputs.chunk_files import ChunkFiles
+from jobs.outputs.id_ranges import IdRange
 
 pytestmark = pytest.mark.usefixtures("ray_of_two_cpus")
 
@@ -112,6 +114,20 @@ def test_missing_parts_are_done_and_only_those(tmp_path, make_images):
     assert outcome.images == 15
     pandas.testing.assert_frame_equal(table(output), whole)
     assert not [name for name in os.listdir(output / "captions") if name.startswith(".")]
+
+
+def test_rows_that_another_job_wrote_meanwhile_are_not_twice_in_the_output(tmp_path, make_images, monkeypatch):
+    """In a bucket, two jobs may work on one output, and the other writes its file after this one has merged all."""
+    compact = ChunkFiles.compact
+
+    def compact_and_be_overtaken(files: ChunkFiles) -> None:
+        compact(files)
+        (whole,) = files.finished()
+        files.write(IdRange(4, 7), files.read(whole).slice(4, 4))
+
+    monkeypatch.setattr(ChunkFiles, "compact", compact_and_be_overtaken)
+    assert run_stub(make_images(10), tmp_path / "out").counts == (10, 0)
+    assert_every_image_once(tmp_path / "out", 10)
 
 
 def test_other_settings_are_refused_and_overwrite_starts_anew(tmp_path, make_images):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -149,6 +151,39 @@ def test_a_busy_machine_gets_another_chance(monkeypatch):
         pass
     assert len(starts) == session.STARTS
     assert said == ["Ray did not start within 30 seconds, this machine is busy; retrying"] * 2
+
+
+def test_a_full_disk_is_the_reason_why_ray_does_not_start(monkeypatch, tmp_path, capfd):
+    def fail(**options):
+        raise RuntimeError("Timed out waiting for file /tmp/ray/session/gcs_server_port_1")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4_096))
+    with pytest.raises(ClusterError, match=f"the disk of {tmp_path} is full"), RaySession():
+        pass
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**30))
+    with pytest.raises(ClusterError, match="too busy"), RaySession():
+        pass
+
+
+def test_a_log_of_ray_that_cannot_be_written_is_not_worth_a_traceback(monkeypatch, capfd):
+    class Full(logging.Handler):
+        def emit(self, record):
+            try:
+                raise OSError(28, "No space left on device")
+            except OSError:
+                self.handleError(record)
+
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    logger = logging.Logger("full")
+    logger.addHandler(Full())
+    logger.warning("before")
+    assert "Traceback" in capfd.readouterr().err
+    session._quieten_ray_data()
+    logger.warning("after")
+    assert capfd.readouterr().err == ""
 
 
 def test_gpus_that_are_not_there_are_not_believed_in(monkeypatch):

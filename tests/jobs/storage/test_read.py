@@ -59,6 +59,23 @@ def test_a_body_shorter_than_listed_is_cut_unless_the_file_changed(tmp_path, mon
         read_bytes(str(path), 8)
 
 
+def test_an_error_message_instead_of_the_object_is_retried(tmp_path, monkeypatch):
+    """Some storages answer 200 and write an error as the body, which may be longer than the object."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"12345678")
+    message = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"
+    bodies = [message, message, b"12345678"]
+    monkeypatch.setattr(read, "read_once", lambda path, access: bodies.pop(0))
+    assert read_bytes(str(path), 8) == b"12345678"
+    assert not bodies
+
+
+def test_a_longer_object_than_listed_is_taken_if_it_was_replaced(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"12345678")
+    assert read_bytes(str(path), 4) == b"12345678"
+
+
 def test_local_faults(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere")

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import IO, NamedTuple
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from jobs.inputs.listing import list_files
 from jobs.storage import read, s3
 from jobs.storage.access import AccessSettings
 from jobs.storage.errors import InputFault
-from jobs.storage.folder import Folder
+from jobs.storage.folder import READS_BEFORE_DAMAGED, Folder
 from jobs.storage.read import read_bytes
 from jobs.storage.s3 import STRIKES, S3Objects
 
@@ -80,6 +81,27 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         yield Store(requests)
 
 
+def test_an_error_message_with_status_200_is_not_taken_for_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow pads it with zeros to the size of the object."""
+    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    errors_left = [3]
+
+    class Handler(Answers):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.finish_answer(PICTURE)
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            errors_left[0] -= 1
+            self.finish_answer(PICTURE if errors_left[0] < 0 else b"<?xml version='1.0'?><Error></Error>")
+
+    with serving(Handler, monkeypatch):
+        monkeypatch.setattr(read, "_inputs", read.Access())
+        assert read_bytes("s3://bucket/a.jpg", len(PICTURE)) == PICTURE
+        assert errors_left[0] < 0
+
+
 def test_public_and_paid_buckets(monkeypatch):
     """What an S3 server is sent: no credentials, or the agreement to pay, in listings and reads."""
     seen: list[dict[str, str]] = []
@@ -138,7 +160,23 @@ def test_a_file_whose_reading_breaks_off_is_read_again(store: Store, monkeypatch
     assert len(tries) == 3
 
 
-def test_a_file_that_makes_no_sense_is_not_read_again(store: Store) -> None:
+def test_an_error_message_instead_of_a_file_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some storages answer 200 and write an error as the body."""
+    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    tries = []
+
+    def read(file: IO[bytes]) -> bytes:
+        tries.append(file)
+        if len(tries) < READS_BEFORE_DAMAGED:
+            raise pa.ArrowInvalid("Parquet magic bytes not found in footer")
+        return file.read(5)
+
+    assert Folder.of("s3://bucket").read_with("a.jpg", read) == PICTURE[:5]
+    assert len(tries) == READS_BEFORE_DAMAGED == 3
+
+
+def test_a_file_that_never_makes_sense_is_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
     tries = []
 
     def read(file: IO[bytes]) -> None:
@@ -147,6 +185,19 @@ def test_a_file_that_makes_no_sense_is_not_read_again(store: Store) -> None:
 
     with pytest.raises(pa.ArrowInvalid, match="magic bytes"):
         Folder.of("s3://bucket").read_with("a.jpg", read)
+    assert len(tries) == READS_BEFORE_DAMAGED
+
+
+def test_a_damaged_file_on_a_disk_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"nothing")
+    tries = []
+
+    def read(file: IO[bytes]) -> None:
+        tries.append(file)
+        raise pa.ArrowInvalid("Parquet magic bytes not found in footer")
+
+    with pytest.raises(pa.ArrowInvalid, match="magic bytes"):
+        Folder.of(str(tmp_path)).read_with("a.parquet", read)
     assert len(tries) == 1
 
 
