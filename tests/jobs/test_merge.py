@@ -62,7 +62,7 @@ def test_merged_captions_are_those_of_one_run(tmp_path, tiny_checkpoint, capfd):
 
 def test_merged_features_are_those_of_one_run(tmp_path, tiny_checkpoint, make_images):
     source = make_images(9)
-    arguments = [str(source), "--model", str(tiny_checkpoint), "--flip", "--images-per-chunk", "2"]
+    arguments = [str(source), "--encoder.checkpoint", str(tiny_checkpoint), "--flip", "--images-per-chunk", "2"]
     assert jobs.extract_features.main([*arguments, str(tmp_path / "one")]) == 0
     for k in range(1, OF + 1):
         assert jobs.extract_features.main([*arguments, str(tmp_path / "out"), "--shard", f"{k}/{OF}"]) == 0
