@@ -30,7 +30,7 @@ from jobs.batch.settings import BatchSettings
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.masking import masked
 from jobs.cli.progress import Progress, format_seconds
-from jobs.cluster.head_watch import watch_ray
+from jobs.cluster.head_watch import HeadWatch, processes_of_ray
 from jobs.cluster.resources import Plan, check_decoding_memory, decoding_bytes, machine_memory_gib, plan
 from jobs.cluster.session import RaySession
 from jobs.inputs.sources import Sources
@@ -143,8 +143,11 @@ class Rounds:
             check_decoding_memory(self.settings.source.max_pixels, machine_memory_gib())
             say(f"{count:,} images are processed in one process (too few to start Ray)")
             return single_process.SingleProcessPipeline, single_process.single_process_plan(work.num_cpus)
+        watch = stack.enter_context(HeadWatch())  # to the end, since leaving a cluster that is dead may block
         session = stack.enter_context(RaySession(work.address, work.num_cpus, work.num_gpus, say))
-        stack.enter_context(watch_ray())
+        watch.watched = processes_of_ray()
+        if session.address is None:  # the session will end them itself
+            stack.callback(setattr, watch, "watched", ())
         nodes = session.nodes()
         check_decoding_memory(self.settings.source.max_pixels, max(node.memory_gib for node in nodes))
         resources = plan(nodes, work.num_actors, self.job.needs)

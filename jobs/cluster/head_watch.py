@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jobs.cli.exit_codes import end_at_once
@@ -37,9 +37,12 @@ class HeadWatch:
 
     When one of them has died, the main thread may be inside a call that does not return, so the process is ended at
     once; the output is as after any other kill.
+
+    Args:
+        watched: may be replaced at any time.
     """
 
-    def __init__(self, watched: list[Watched]) -> None:
+    def __init__(self, watched: Sequence[Watched] = ()) -> None:
         self.watched = watched
         self._is_over = threading.Event()
 
@@ -51,22 +54,23 @@ class HeadWatch:
         self._is_over.set()
 
     def _watch(self) -> None:
-        answered = dict.fromkeys(range(len(self.watched)), time.monotonic())
+        answered: dict[Watched, float] = {}
         while not self._is_over.wait(SECONDS_BETWEEN_LOOKS):
-            for number, one in enumerate(self.watched):
+            for one in self.watched:
+                answered.setdefault(one, time.monotonic())
                 try:
                     one.connect()
-                    answered[number] = time.monotonic()
+                    answered[one] = time.monotonic()
                 except OSError:
-                    silence = time.monotonic() - answered[number]
+                    silence = time.monotonic() - answered[one]
                     if silence >= one.seconds and not self._is_over.is_set():
                         end_at_once(
                             f"{one.what} has not answered for {silence:.0f} seconds; it was killed, or its host is gone"
                         )
 
 
-def watch_ray() -> HeadWatch:
-    """Return a watch over the GCS of the cluster and the raylet of this machine, for a process connected to them."""
+def processes_of_ray() -> list[Watched]:
+    """Return the GCS of the cluster and the raylet of this machine, for a process that is connected to them."""
     import ray
     from ray._private.worker import global_worker
 
@@ -79,10 +83,8 @@ def watch_ray() -> HeadWatch:
     )
     path = getattr(global_worker.node, "raylet_socket_name", None)
     if path is None or not os.path.exists(path):
-        return HeadWatch([gcs])
-    return HeadWatch(
-        [gcs, Watched("Ray's process on this machine, the raylet,", lambda: _connect(path), RAYLET_SECONDS)]
-    )
+        return [gcs]
+    return [gcs, Watched("Ray's process on this machine (the raylet)", lambda: _connect(path), RAYLET_SECONDS)]
 
 
 def _connect(path: str) -> None:
