@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,7 +232,9 @@ class _Episode:
 def undisturbed(store: ObjectStore, model: Path, folder: Path, flags: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of a run of which nothing is in the way."""
     output = Output(store.client(), "captions", "undisturbed")
-    code, log = run_job(Place.make(folder), OWNER.env(store.url), "s3://photos/all", output.url, model, *flags)
+    place = Place.make(folder)
+    code, log = run_job(place, OWNER.env(store.url), "s3://photos/all", output.url, model, *flags)
+    shutil.rmtree(place.ray_folder, ignore_errors=True)
     if code:
         sys.exit(f"the undisturbed run fails: {log}")
     return output.rows()
