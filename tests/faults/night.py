@@ -11,6 +11,7 @@ it should. Small disks (`--kinds disk-full-output` and others) take root.
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import shutil
 import signal
@@ -257,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     # Where a shell started us in the background, it has SIGINT ignored, and so would each job that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # of clients of the proxy that were killed
     chance, began = random.Random(arguments.seed), time.monotonic()
     plan = [FAULTS[kind] for kind in evenly(chance, chance.sample(kinds, len(kinds)), arguments.faults)]
     flags = ("--no-report", "--images-per-chunk", "25")
