@@ -93,7 +93,8 @@ def classify_storage_error(error: Exception) -> Exception:
     if isinstance(error, PermissionError):
         code = _storage_code(error)
         if code in _BAD_CREDENTIALS:
-            return AccessDenied(errno.EACCES, f"the storage refuses the credentials ({code}: {error}): renew them")
+            remedy = "set the clock of this machine" if code == "RequestTimeTooSkewed" else "renew them"
+            return AccessDenied(errno.EACCES, f"the storage refuses the credentials ({code}: {error}): {remedy}")
         return error
     if type(error).__name__ == "NoCredentialsError":
         return AccessDenied(errno.EACCES, f"no credentials for the storage ({error}): set them as its client expects")

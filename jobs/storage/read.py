@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar
 
 from captionlib.errors import UserError
 from jobs.storage.access import AccessSettings
-from jobs.storage.errors import AccessDenied, InputFault, TransportFault, with_retries
+from jobs.storage.errors import AccessDenied, InputFault, TransportFault, classify_storage_error, with_retries
 from jobs.storage.http import HttpClient
 from jobs.storage.paths import is_local
 from jobs.storage.s3 import S3Objects
@@ -89,9 +89,27 @@ def _to_fault(path: str, attempt: Callable[[], T]) -> T:
         hint = "; its name is not UTF-8: rename it" if "\ufffd" in path else ""
         raise InputFault("NotFound", f"it was there when the input was listed{hint}") from error
     except PermissionError as error:
-        raise InputFault("PermissionDenied", str(error)) from error
+        raise _refusal(path, error) from error
     except IsADirectoryError as error:
         raise InputFault("NotAFile", "it is a folder") from error
+
+
+def _refusal(path: str, error: PermissionError) -> Exception:
+    """Return what a refused read means: is it the image, or all that this machine asks for?
+
+    The answer to a HEAD request, with which s3fs begins, has no body and so no reason; that to a GET request has one.
+    """
+    if _is_s3(path):
+        bucket, _, key = path.partition("://")[2].partition("/")
+        try:
+            input_filesystem(path).call_s3("get_object", Bucket=bucket, Key=key, Range="bytes=0-0")
+        except Exception as reason:
+            known = classify_storage_error(reason)
+            if isinstance(known, (AccessDenied, TransportFault)):
+                return known
+        else:
+            return TransportFault(errno.EACCES, f"was refused a moment ago: {error}", path)
+    return InputFault("PermissionDenied", str(error))
 
 
 @dataclass(frozen=True)

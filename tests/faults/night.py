@@ -11,7 +11,9 @@ it should. Small disks (`--kinds disk-full-output` and others) take root.
 from __future__ import annotations
 
 import argparse
+import logging
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,7 +233,9 @@ class _Episode:
 def undisturbed(store: ObjectStore, model: Path, folder: Path, flags: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of a run of which nothing is in the way."""
     output = Output(store.client(), "captions", "undisturbed")
-    code, log = run_job(Place.make(folder), OWNER.env(store.url), "s3://photos/all", output.url, model, *flags)
+    place = Place.make(folder)
+    code, log = run_job(place, OWNER.env(store.url), "s3://photos/all", output.url, model, *flags)
+    shutil.rmtree(place.ray_folder, ignore_errors=True)
     if code:
         sys.exit(f"the undisturbed run fails: {log}")
     return output.rows()
@@ -254,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     # Where a shell started us in the background, it has SIGINT ignored, and so would each job that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # of clients of the proxy that were killed
     chance, began = random.Random(arguments.seed), time.monotonic()
     plan = [FAULTS[kind] for kind in evenly(chance, chance.sample(kinds, len(kinds)), arguments.faults)]
     flags = ("--no-report", "--images-per-chunk", "25")

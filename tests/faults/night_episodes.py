@@ -170,7 +170,7 @@ class ClusterEpisode(Episode):
 class SmallStoreEpisode(ClusterEpisode):
     """Two nodes with the smallest object stores that Ray allows, most of them taken by somebody else's object."""
 
-    name = "small store"
+    name = "small-store"
     store_bytes = SMALLEST_OBJECT_STORE
 
     def _prepare(self, stack: contextlib.ExitStack) -> None:

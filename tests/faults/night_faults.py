@@ -198,7 +198,7 @@ FAULTS: dict[str, Fault] = {
         Fault("store-lying", (*BUCKET, "disk"), _for(15, _LYING)),
         Fault("error-body", (*BUCKET, "disk"), _for(15, replace(CALM, error_body=0.2))),
         Fault("stale-listings", BUCKET, _stale_listings),
-        Fault("object-store", ("small store",), _object_store),
+        Fault("object-store", ("small-store",), _object_store),
         Fault("disk-full-output", ("disk",), _disk_full("output")),
         Fault("disk-full-ray", ("disk",), _disk_full("ray")),
         Fault("disk-full-cache", ("disk",), _disk_full("cache")),

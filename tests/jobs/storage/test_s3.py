@@ -17,7 +17,7 @@ import pytest
 from jobs.inputs.listing import list_files
 from jobs.storage import read, s3
 from jobs.storage.access import AccessSettings
-from jobs.storage.errors import InputFault
+from jobs.storage.errors import AccessDenied, InputFault, TransportFault
 from jobs.storage.folder import READS_BEFORE_DAMAGED, Folder
 from jobs.storage.read import read_bytes
 from jobs.storage.s3 import STRIKES, S3Objects
@@ -100,6 +100,34 @@ def test_an_error_message_with_status_200_is_not_taken_for_the_object(monkeypatc
         monkeypatch.setattr(read, "_inputs", read.Access())
         assert read_bytes("s3://bucket/a.jpg", len(PICTURE)) == PICTURE
         assert errors_left[0] < 0
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "says"),
+    [
+        ("RequestTimeTooSkewed", AccessDenied, "refuses the credentials .RequestTimeTooSkewed"),
+        ("AccessDenied", InputFault, "PermissionDenied"),
+        ("", TransportFault, "refused a moment ago"),
+    ],
+)
+def test_the_reason_of_a_refusal_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, code: str, expected: type[Exception], says: str
+) -> None:
+    """HEAD says 403 and no more. A clock that is wrong, or a token that has run out, is no image's fault."""
+
+    class Handler(Answers):
+        def do_HEAD(self) -> None:
+            self.send_response(403)
+            self.finish_answer(b"")
+
+        def do_GET(self) -> None:
+            self.send_response(403 if code else 206)
+            self.finish_answer(f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode() if code else b"p")
+
+    with serving(Handler, monkeypatch):
+        monkeypatch.setattr(read, "_inputs", read.Access())
+        with pytest.raises(expected, match=says):
+            read_bytes("s3://bucket/a.jpg", len(PICTURE))
 
 
 def test_public_and_paid_buckets(monkeypatch):
