@@ -6,6 +6,7 @@ import re
 import textwrap
 
 _FLAG_PAIR = re.compile(r"(--[\w.-]+), --(?:[\w-]+\.)*no-[\w.-]+")
+_USAGE_PAIR = re.compile(r"\[(--[\w.-]+) \| --(?:[\w-]+\.)*no-[\w.-]+\]")
 _NONE = re.compile(r"\s*\(default: None\)")
 _OFF = re.compile(r"\s*\(default: False\)")
 _ON = re.compile(r"\(default: True\)")
@@ -34,9 +35,8 @@ def tidy_help(text: str) -> str:
         elif line.startswith(" "):
             lines += ["", f"{line.strip()}:"]
         else:
-            lines += (
-                ["", *textwrap.wrap(line.replace("{None}|", ""), WIDTH)] if lines else [line.replace("{None}|", "")]
-            )
+            line = _USAGE_PAIR.sub(r"[\1]", line.replace("{None}|", ""))
+            lines += ["", *textwrap.wrap(line, WIDTH)] if lines else [line]
     return "\n".join([*lines, *_tidy_group(group)]) + "\n"
 
 

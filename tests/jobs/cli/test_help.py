@@ -14,7 +14,7 @@ from jobs.__main__ import COMMANDS, main
 from jobs.cli.help_text import tidy_help
 
 WRITTEN = """\
-usage: job [-h] [--size {None}|INT] INPUT
+usage: job [-h] [--size {None}|INT] [--fresh | --no-fresh] INPUT
 
 What it does, in one sentence that is much longer than the width of a terminal and has to be wrapped.
 
@@ -44,7 +44,7 @@ What it does, in one sentence that is much longer than the width of a terminal a
                          Be fast. (default: False)
 """
 TIDY = """\
-usage: job [-h] [--size INT] INPUT
+usage: job [-h] [--size INT] [--fresh] INPUT
 
 What it does, in one sentence that is much longer than the width of a terminal and has to be
 wrapped.
