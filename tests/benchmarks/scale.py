@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -287,12 +286,15 @@ def shared_bytes() -> int:
 
 
 def keep(line: str) -> None:
-    """Replace the row of the same number and case in the table, or add it."""
-    text = TABLE.read_text()
-    key = re.match(r"\| [\d,]+ \| \w+ \|", line)
-    assert key is not None
-    pattern = re.compile(rf"^{re.escape(key[0])}.*$", re.MULTILINE)
-    TABLE.write_text(pattern.sub(line, text) if pattern.search(text) else text.rstrip("\n") + f"\n{line}\n")
+    """Replace the row of the same number and case in the table, or add it to the end of the table."""
+    lines = TABLE.read_text().splitlines()
+    rows = [number for number, text in enumerate(lines) if text.startswith("| ")]
+    same = [number for number in rows if lines[number].split("|")[1:3] == line.split("|")[1:3]]
+    if same:
+        lines[same[0]] = line
+    else:
+        lines.insert(rows[-1] + 1, line)
+    TABLE.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
