@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ import pyarrow as pa
 from captionlib.images.decode import MAX_PIXELS
 from jobs.batch import single_process
 from jobs.batch.canaries import fetched_before
+from jobs.batch.chunk_images import is_url
 from jobs.batch.chunk_tracker import ChunkTracker
 from jobs.batch.decode_stage import Chunk, DecodeStage
 from jobs.batch.job import BatchJob, Figures
@@ -33,10 +33,10 @@ from jobs.cli.progress import Progress, format_seconds
 from jobs.cluster.head_watch import HeadWatch, processes_of_ray
 from jobs.cluster.resources import Plan, check_decoding_memory, decoding_bytes, machine_memory_gib, plan
 from jobs.cluster.session import RaySession
+from jobs.inputs.reader import image_refs
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, cut, total
-from jobs.storage.paths import WEB_URL
 
 LARGEST_DEFAULT_CHUNK = 512
 SMALLEST_DEFAULT_CHUNK = 64
@@ -198,8 +198,7 @@ class Rounds:
 
     def _are_urls(self, chunk: Chunk) -> bool:
         """Whether the inputs are lists of URLs, judging by the first image of a chunk."""
-        row = self.manifest.read(IdRange(chunk.ids.first, chunk.ids.first)).to_pylist()[0]
-        return row["shard"] is None and re.match(WEB_URL, row["path"]) is not None
+        return is_url(image_refs(self.manifest.read(IdRange(chunk.ids.first, chunk.ids.first)))[0])
 
     def _work(self, pipeline: Pipeline, factory: ProcessorFactory, tracker: ChunkTracker, chunks: list[Chunk]) -> None:
         """Repeat rounds until nothing remains, with exponential back-off after rounds without progress."""

@@ -6,8 +6,6 @@ import os
 
 from captionlib.errors import UserError
 
-WEB_URL = "^https?://"
-"""Pattern of URLs of web servers, as opposed to those of object stores."""
 _PACKAGE = "/runtime_resources/working_dir_files/"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import io
 import os
@@ -77,21 +78,21 @@ def run_job(
 # --- the output -------------------------------------------------------------------------------------------------
 
 
-class Rows:
+class Rows(abc.ABC):
     """A job's output, wherever it is."""
 
     @property
+    @abc.abstractmethod
     def url(self) -> str:
         """What the job takes as its output."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def objects(self) -> dict[str, Any]:
         """Name below the output → when it was last written."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, key: str) -> bytes:
         """The bytes of one of them."""
-        raise NotImplementedError
 
     def chunks(self) -> dict[range, Any]:
         """The image ids of each file of captions → when it was last written."""
