@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -92,6 +93,7 @@ class RaySession:
         if self._is_mine:
             import ray
 
+            _forget_locals(error)
             ray.shutdown()
 
     def _start(self, options: dict[str, Any]) -> None:
@@ -180,6 +182,16 @@ class RaySession:
         return [
             Node(found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("memory", math.inf) / 2**30) for found in alive
         ]
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Release what the functions that an error has left still hold.
+
+    An iterator of Ray Data that is among it would end its work only after Ray has, with a traceback and a new Ray.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 @contextlib.contextmanager

@@ -191,9 +191,10 @@ def prepare(folder: Path, images: int, case: str) -> None:
 
 def interrupt(files: ChunkFiles, images: int) -> None:
     """Make a complete output one whose run was killed when 1% was left: chunks that are not merged yet."""
+    last = images * 99 // 100 - 1
     for ids in files.finished():
         rows = files.read(ids)
-        left = [chunk for chunk in cut([ids], LARGEST_DEFAULT_CHUNK) if chunk.first < images * 0.99 or chunk.first == 0]
+        left = list(cut([IdRange(ids.first, min(ids.last, last))], LARGEST_DEFAULT_CHUNK)) if ids.first <= last else []
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda c: files.write(c, rows.slice(c.first - ids.first, c.size)), left))  # noqa: B023
         if [ids] != left:

@@ -153,6 +153,28 @@ def test_a_busy_machine_gets_another_chance(monkeypatch):
     assert said == ["Ray did not start within 30 seconds, this machine is busy; retrying"] * 2
 
 
+def test_what_an_error_still_holds_ends_before_ray_does(monkeypatch):
+    ended = []
+
+    class Executor:
+        def __del__(self):
+            ended.append("executor")
+
+    def work():
+        executor = Executor()  # noqa: F841
+        try:
+            raise KeyError
+        except KeyError:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append("ray"))
+    with pytest.raises(KeyboardInterrupt), RaySession("local"):
+        work()
+    assert ended == ["executor", "ray"]
+
+
 def test_a_full_disk_is_the_reason_why_ray_does_not_start(monkeypatch, tmp_path, capfd):
     def fail(**options):
         raise RuntimeError("Timed out waiting for file /tmp/ray/session/gcs_server_port_1")
