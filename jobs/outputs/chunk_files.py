@@ -25,6 +25,8 @@ from jobs.storage.folder import TEMPORARY, Folder
 
 ROWS_PER_FILE = 50_000
 """Approximate number of rows per file after `compact`."""
+MERGES_AT_ONCE = 4
+"""Number of files that `compact` writes concurrently; limits its memory."""
 LARGEST_CHUNK = 2_048
 """A file with more rows is split before some of its rows are processed again."""
 
@@ -165,7 +167,8 @@ class ChunkFiles:
 
         After a crash, small files may exist beside the merged file; `tidy` deletes them.
         """
-        self._parallel(self._merge_files, adjacent_groups(self.finished(), target_rows))
+        with ThreadPoolExecutor(MERGES_AT_ONCE) as pool:
+            list(pool.map(self._merge_files, adjacent_groups(self.finished(), target_rows)))
 
     def split_for_redo(
         self, counted: Mapping[IdRange, FileCounts], images_per_chunk: int, kind: Redo = "errors"
@@ -187,12 +190,9 @@ class ChunkFiles:
                 found[ids] = count
                 continue
             table = self.read(ids)
-            for chunk in cut([ids], images_per_chunk):
-                rows = table.slice(chunk.first - ids.first, chunk.size)
-                self.write(chunk, rows)
-                failed = len(ids_to_redo(rows, kind))
-                if failed:
-                    found[chunk] = failed
+            chunks = {c: table.slice(c.first - ids.first, c.size) for c in cut([ids], images_per_chunk)}
+            self._parallel(lambda chunk: self.write(chunk, chunks[chunk]), list(chunks))  # noqa: B023  it ends here
+            found |= {chunk: n for chunk, rows in chunks.items() if (n := len(ids_to_redo(rows, kind)))}
             self.folder.delete(self._name(ids))
         return found
 
@@ -212,10 +212,9 @@ class ChunkFiles:
         return self.folder.read_with(self._name(ids), _count_rows)
 
     def _merge_files(self, group: Sequence[IdRange]) -> None:
-        merged = pa.concat_tables([self.read(ids) for ids in group])
+        merged = pa.concat_tables(self._parallel(self.read, group))
         self.write(IdRange(group[0].first, group[-1].last), merged)
-        for ids in group:
-            self.folder.delete(self._name(ids))
+        self._parallel(self.folder.delete, [self._name(ids) for ids in group])
 
     def _parallel(self, action: Callable[[T], R], items: Sequence[T]) -> list[R]:
         with ThreadPoolExecutor(4 if self.folder.is_local else 32) as pool:
