@@ -248,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--photos", type=int, default=1_500)
+    parser.add_argument("--photos", type=int, default=700)
     parser.add_argument("--kinds", default=",".join(FAULTS), help="only these, with commas between (default: all)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further fault after these")
     arguments = parser.parse_args(argv)

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 
 import fsspec
+import numpy as np
 import pandas
 import pyarrow.parquet as pq
 import pytest
@@ -70,8 +71,11 @@ def test_merged_features_are_those_of_one_run(tmp_path, tiny_checkpoint, make_im
     for folder in ("features", "features_flipped"):
         one, merged = (open_features(str(tmp_path / name / folder)) for name in ("one", "out"))
         assert merged.encoder == one.encoder
-        expected = {path: array.tobytes() for path, array in zip(one.paths, one.array, strict=True)}
-        assert {path: array.tobytes() for path, array in zip(merged.paths, merged.array, strict=True)} == expected
+        expected = dict(zip(one.paths, one.array, strict=True))
+        assert set(merged.paths) == set(expected)
+        for path, array in zip(merged.paths, merged.array, strict=True):
+            # In chunks of other sizes PyTorch may add up in another order.
+            np.testing.assert_allclose(array, expected[path], rtol=2e-3, atol=1e-3)
     assert jobs.extract_features.main([*arguments, str(tmp_path / "out")]) == 0
     assert record_of(tmp_path / "out")["images"] == {"planned": 9, "encoded": 9, "failed": 0}
 
