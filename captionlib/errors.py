@@ -1,7 +1,7 @@
 """The exceptions of the project, in one tree: mistakes of the user, images that cannot be read, and all others.
 
 A command prints these errors as one sentence. Any other exception is a bug and keeps its traceback. Storage errors and
-incomplete jobs are in `jobs.storage.errors` and `jobs.cli.errors`.
+incomplete jobs are in `captionlib.storage.errors` and `jobs.cli.errors`.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def benchmark(settings: BenchmarkSettings) -> int:
     Raises:
         UserError, OSError: the inputs, the output or the checkpoint cannot be used.
     """
-    from jobs.storage.folder import Folder
-    from jobs.storage.paths import check_paths_outlive_job
+    from captionlib.storage.folder import Folder
+    from jobs.cluster.submitted_code import check_paths_outlive_job
 
     check_paths_outlive_job(settings.input, *settings.also, settings.output)
     output = Folder.of(settings.output)
@@ -255,7 +255,7 @@ def _print(measured: Measured, limit: Bottleneck, future: Forecast) -> None:
 
 
 def _facts(settings: BenchmarkSettings, measured: Measured, limit: Bottleneck, future: Forecast) -> dict[str, Any]:
-    from jobs.cli.masking import masked
+    from captionlib.masking import masked
     from jobs.cluster.resources import num_cpus
     from jobs.outputs import run_record
 

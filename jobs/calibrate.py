@@ -22,9 +22,9 @@ from tyro.conf import Positional, UseAppendAction
 
 from captionlib.errors import UserError
 from captionlib.ranges import POSITIVE, at_least, check_ranges
+from captionlib.storage.folder import Folder
 from jobs.cli.arguments import parse
 from jobs.cli.exit_codes import run_command
-from jobs.storage.folder import Folder
 
 if TYPE_CHECKING:
     from captionlib.captioners.predictor import Predictor
@@ -158,7 +158,7 @@ def judge(predictor: Predictor, images: Sequence[CaptionedImage]) -> tuple[list[
 def _batches(predictor: Predictor, images: Sequence[CaptionedImage]) -> Iterator[np.ndarray]:
     from captionlib.images.decode_pixels import decode_pixels
     from captionlib.images.pixels import to_pixels
-    from jobs.storage.read import read_bytes
+    from captionlib.storage.read import read_bytes
 
     preprocessing = predictor.preprocessing
     for start in range(0, len(images), _IMAGES_AT_ONCE):

@@ -46,16 +46,16 @@ def caption(settings: CaptionSettings) -> int:
         jobs.cli.errors.JobIncomplete: the job was started and is not complete.
     """
     from captionlib.captioners.zoo import open_captioner
+    from captionlib.masking import masked
+    from captionlib.storage.folder import Folder
     from jobs.batch.caption_model import CaptionFactory
     from jobs.batch.gallery import write_report
     from jobs.batch.job import BatchJob
     from jobs.batch.run import run_batch_job
     from jobs.batch.summary import print_captions, print_summary
-    from jobs.cli.masking import masked
     from jobs.cluster.resources import Plan
     from jobs.outputs.export import EXPORTS
     from jobs.outputs.sidecar import Sidecar
-    from jobs.storage.folder import Folder
 
     captioner = open_captioner(settings.model, settings.search, settings.captioner)
     search = to_dict(captioner.search.effective())

@@ -23,10 +23,10 @@ from tyro.conf import Positional
 from captionlib.errors import UserError
 from captionlib.metrics import LABELS, METRICS, PYTHON_METRICS, Diversity, Scores, score_captions
 from captionlib.metrics import diversity as diversity_metric
+from captionlib.storage.folder import Folder
 from captionlib.text import tokenize
 from jobs.evaluation.inputs import Match, Matched, Pair, coco_numbers, match, read_captions, read_references
 from jobs.outputs.run_record import now, versions
-from jobs.storage.folder import Folder
 
 Kind = Literal["flickr8k", "flickr30k", "coco", "karpathy", "csv", "parquet"]
 

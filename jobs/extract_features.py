@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from captionlib.config import FEATURE_BATCH, EncoderConfig, to_dict
+from captionlib.storage.paths import is_local
 from jobs.batch.settings import FeatureSettings
 from jobs.cli.arguments import parse
 from jobs.cli.encoder import EncoderSettings
 from jobs.outputs import run_record, schemas
-from jobs.storage.paths import is_local
 
 if TYPE_CHECKING:
     from jobs.batch.feature_model import FeatureFactory

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from captionlib.errors import UserError
+from captionlib.masking import masked
 from jobs.cli.arguments import parse
-from jobs.cli.masking import masked
 
 if TYPE_CHECKING:
+    from captionlib.storage.folder import Folder
     from jobs.merging.check import ShardOutput
-    from jobs.storage.folder import Folder
 
 PROG = "python -m jobs.merge"
 
@@ -59,11 +59,11 @@ def merge(settings: MergeSettings) -> int:
         UserError: the output is not one of shards, or they do not fit together.
         jobs.cli.errors.JobIncomplete: shards are missing or incomplete.
     """
+    from captionlib.storage.folder import Folder
     from jobs.batch.resume import output_lock
     from jobs.batch.shards import MERGING
     from jobs.merging.check import find_shards
     from jobs.outputs.run_record import read_record
-    from jobs.storage.folder import Folder
 
     output = Folder.of(settings.output)
     if settings.check:

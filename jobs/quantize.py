@@ -23,9 +23,9 @@ from tyro.conf import Positional
 from captionlib.config import EngineKind
 from captionlib.errors import UserError
 from captionlib.ranges import at_least, check_ranges
+from captionlib.storage.folder import Folder
 from jobs.cli.arguments import parse
 from jobs.cli.exit_codes import run_command
-from jobs.storage.folder import Folder
 
 if TYPE_CHECKING:
     from captionlib.encoders import Encoder

@@ -34,7 +34,7 @@ def train(settings: TrainSettings) -> int:
         ValueError: the settings, the input or the folder of the run are wrong.
         jobs.cli.errors.JobIncomplete: training was started and is not finished.
     """
-    from jobs.storage.paths import check_paths_outlive_job
+    from jobs.cluster.submitted_code import check_paths_outlive_job
     from jobs.training.data import prepare
     from jobs.training.export import export_best, find_encoder
     from jobs.training.model import check_model

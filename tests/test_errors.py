@@ -13,9 +13,9 @@ import pytest
 import captionlib
 import jobs
 from captionlib.errors import CaptionlibError, CaptionlibWarning, ImageError, UserError
+from captionlib.storage.errors import AccessDenied, InputFault, TransportFault
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.exit_codes import Terminated, run_command
-from jobs.storage.errors import AccessDenied, InputFault, TransportFault
 
 
 def exceptions() -> Iterator[type[BaseException]]:

@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = (
-    "version", "errors", "ranges", "config", "text", "vocabulary", "devices", "cache", "images", "datasets", "metrics",
-    "report", "features", "encoders", "decoders", "search", "confidence", "checkpoints", "engines", "captioners",
-    "training",
+    "version", "errors", "ranges", "masking", "storage", "config", "text", "vocabulary", "devices", "cache", "images",
+    "datasets", "metrics", "report", "features", "encoders", "decoders", "search", "confidence", "checkpoints",
+    "engines", "captioners", "training",
 )  # fmt: skip
-JOBS = ("cli", "storage", "inputs", "outputs", "cluster", "batch", "merging", "training", "evaluation", "benchmarking")
+JOBS = ("cli", "inputs", "outputs", "cluster", "batch", "merging", "training", "evaluation", "benchmarking")
 COMMANDS = {
     "__main__",
     "caption",

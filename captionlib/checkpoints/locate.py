@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 from pathlib import Path
@@ -11,6 +10,8 @@ from captionlib import cache
 from captionlib.checkpoints.files import CARD, CONFIG, INT8_ENCODER, VOCABULARY, WEIGHTS, CheckpointError
 from captionlib.checkpoints.read import check_checkpoint
 from captionlib.errors import UserError
+from captionlib.storage import inputs
+from captionlib.storage.folder import Folder
 
 DEFAULT_CHECKPOINT = Path(__file__).parent.parent / "pretrained" / "default"
 """The checkpoint that comes with the project."""
@@ -56,17 +57,16 @@ def check_checkpoint_visible(source: str) -> None:
 
 
 def _fetch(url: str) -> Path:
-    import fsspec
-
+    there = Folder.of(url)
     try:
-        fs, root = fsspec.core.url_to_fs(url)
-        fs.invalidate_cache()  # fsspec caches listings, and the checkpoint may have changed
-        names = [os.path.basename(item["name"]) for item in fs.ls(root, detail=True) if item["type"] == "file"]
-        names = [name for name in (CONFIG, VOCABULARY, WEIGHTS, INT8_ENCODER, CARD) if name in names]
-        state = [(name, fs.ukey(f"{root}/{name}")) for name in names]  # in an object store, ukey returns the ETag
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint at {url}: there is nothing") from error
-    except Exception as error:  # stores raise different exceptions for a wrong key, host or protocol
+        found = there.names()
+        if not found and not there.folder_names():
+            raise CheckpointError(f"no checkpoint at {url}: there is nothing")
+        names = [name for name in (CONFIG, VOCABULARY, WEIGHTS, INT8_ENCODER, CARD) if name in found]
+        state = [(name, inputs.version(f"{there.url}/{name}")) for name in names]
+    except CheckpointError:
+        raise
+    except (OSError, UserError) as error:  # a wrong key, host or protocol
         raise CheckpointError(f"the checkpoint {url} could not be read: {error}") from error
     if CONFIG not in names:
         raise CheckpointError(f"no checkpoint at {url}: it holds no {CONFIG}")
@@ -76,10 +76,9 @@ def _fetch(url: str) -> Path:
     with cache.publish(target) as draft:
         for name in names:
             try:
-                fs.get_file(f"{root}/{name}", str(draft / name))
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise  # the local disk is full; the store is not at fault
+                data = there.read(name)
+            except OSError as error:
                 raise CheckpointError(f"{url}/{name} could not be fetched: {error}") from error
+            (draft / name).write_bytes(data)
         check_checkpoint(draft)
     return target

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from captionlib.datasets.files import Source, exists, locate, locate_images, read_json_object
+from captionlib.datasets.files import Source, locate, locate_images, read_json_object
 from captionlib.datasets.records import CaptionedImage, CaptionRow, DatasetError, group_by_image, join_path, some
+from captionlib.storage import inputs
 
 YEARS = ("2017", "2014")
 PARTS = {"train": "train", "dev": "val"}
@@ -37,7 +38,7 @@ def read_coco(source: Source) -> list[CaptionedImage]:
     records: list[CaptionedImage] = []
     for part in wanted:
         captions_file = join_path(source.root, f"annotations/captions_{PARTS[part]}{year}.json")
-        if exists(captions_file):
+        if inputs.exists(captions_file):
             folder = f"{PARTS[part]}{year}"
             images_root = locate_images(source, captions_file, (folder,), "the folder of COCO's images")
             records += _read_file(captions_file, images_root, part)

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
-
 from captionlib.datasets.records import DatasetError, join_path
+from captionlib.storage import inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +27,6 @@ class Source:
     """The names of the images of `split`, one per line."""
 
 
-def exists(path: str) -> bool:
-    """Whether a file or folder exists."""
-    filesystem, plain = fsspec.core.url_to_fs(path)
-    return bool(filesystem.exists(plain))
-
-
 def locate(given: str | None, root: str | None, candidates: Sequence[str], what: str, setting: str) -> str:
     """Return the given path, or the first candidate of a layout that exists under `root`.
 
@@ -43,17 +36,17 @@ def locate(given: str | None, root: str | None, candidates: Sequence[str], what:
         DatasetError: there is no such file.
     """
     if given is not None:
-        if not exists(given):
+        if not inputs.exists(given):
             raise DatasetError(f"{given}: not found; {setting} should be {what}")
         return given
     if root is None or not candidates:
         remedy = ", or root for the dataset's usual layout" if candidates else ""
         raise DatasetError(f"not given: {what}; set {setting}{remedy}")
-    if not exists(root):
+    if not inputs.exists(root):
         raise DatasetError(f"{root}: not found; root should be the dataset's folder")
     for candidate in candidates:
         path = join_path(root, candidate)
-        if exists(path):
+        if inputs.exists(path):
             return path
     raise DatasetError(f"{root}: {' and '.join(candidates)} not found; that should be {what}. Or set {setting}")
 
@@ -72,7 +65,7 @@ def locate_images(source: Source, captions_file: str, candidates: Sequence[str],
     if source.root is None:
         return posixpath.dirname(captions_file)
     folders = [join_path(source.root, candidate) for candidate in candidates]
-    return next((folder for folder in folders if exists(folder)), source.root)
+    return next((folder for folder in folders if inputs.exists(folder)), source.root)
 
 
 def read_text(path: str) -> str:
@@ -82,8 +75,7 @@ def read_text(path: str) -> str:
         DatasetError: the file does not exist, or is not UTF-8 (by line).
     """
     try:
-        with fsspec.open(path, "rb", compression="infer") as file:
-            data: bytes = file.read()
+        data = inputs.read_decompressed(path)
     except FileNotFoundError:
         raise DatasetError(f"{path}: not found") from None
     try:

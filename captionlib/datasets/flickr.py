@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from captionlib.datasets import splits, table
-from captionlib.datasets.files import Source, exists, locate, locate_images, read_lines, read_text
+from captionlib.datasets.files import Source, locate, locate_images, read_lines, read_text
 from captionlib.datasets.records import CaptionedImage, CaptionRow, DatasetError, group_by_image, join_path
+from captionlib.storage import inputs
 
 # `name.jpg#0<TAB>caption`
 _TOKEN_LINE = re.compile(r"(?P<name>[^\t]+)#(?P<number>\d+)[ ]*\t(?P<caption>.*)")
@@ -90,7 +91,7 @@ def _split_files(layout: Layout, root: str | None) -> dict[str, str]:
         return {}
     files = {}
     for split in layout.splits:
-        present = [path for place in _places(layout, split) if exists(path := join_path(root, place))]
+        present = [path for place in _places(layout, split) if inputs.exists(path := join_path(root, place))]
         if present:
             files[split] = present[0]
     return files

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
-import fsspec
-
 from captionlib.datasets import splits
 from captionlib.datasets.files import Source, locate, read_text
 from captionlib.datasets.records import CaptionedImage, CaptionRow, DatasetError, canonical_split, group_by_image
+from captionlib.storage.errors import classify_storage_error
+from captionlib.storage.read import input_filesystem
 
 # The first name that a table has is the one that counts.
 PATH_COLUMNS = ("path", "image", "image_name", "image_path", "file_name", "filename")
@@ -81,14 +81,16 @@ def _parquet_rows(path: str) -> Iterator[CaptionRow]:
     import pyarrow as pa
     import pyarrow.dataset
 
-    filesystem, plain = fsspec.core.url_to_fs(path)
+    filesystem = input_filesystem(path)
     try:
-        dataset = pa.dataset.dataset(plain, filesystem=filesystem, format="parquet")
+        dataset = pa.dataset.dataset(filesystem._strip_protocol(path), filesystem=filesystem, format="parquet")
         names = dataset.schema.names
         wanted = [None if column is None else names[column] for column in _columns(names, path)]
         table = dataset.to_table(columns=[name for name in wanted if name is not None])
     except pa.ArrowInvalid as error:
         raise DatasetError(f"{path}: not Parquet: {error}") from None
+    except OSError as error:
+        raise classify_storage_error(error) from error
     values = [repeat(None, len(table)) if name is None else table.column(name).to_pylist() for name in wanted]
     for number, (name, captions, split, weight) in enumerate(zip(*values, strict=True), start=1):
         where = f"{path}: row {number}"

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,12 @@ import pyarrow.parquet as pq
 
 from captionlib.config import EncoderConfig, FeatureKind, from_dict, to_dict
 from captionlib.errors import UserError
+from captionlib.storage.errors import StorageError, with_retries
+from captionlib.storage.inputs import open_input, read
+from captionlib.storage.paths import is_local
+from captionlib.storage.read import input_filesystem
+
+T = TypeVar("T")
 
 METADATA_KEY = b"captionlib.features.store"
 _BYTES_PER_NUMBER = 2  # float16
@@ -61,23 +67,27 @@ def feature_schema(encoder: EncoderConfig, fingerprint: str, extra: dict[str, An
     )
 
 
-def list_files(fs: Any, root: str, url: str) -> list[str]:
+def list_files(url: str) -> list[str]:
     """List the files with the features of a folder or file, in reading order.
 
     Args:
-        fs: the fsspec filesystem.
-        root: the path in it.
-        url: for error messages.
+        url: absolute path or URL.
 
     Raises:
         UserError: there are none.
     """
-    if fs.isfile(root):
-        names = str(PurePosixPath(root).with_suffix(".txt"))
-        return [root, names] if root.endswith(_NUMPY) and fs.isfile(names) else [root]
-    if fs.isdir(f"{root}/features"):  # the output folder of jobs.extract_features
-        root = f"{root}/features"
-    files = sorted(f for f in fs.glob(f"{root}/*.parquet") if not PurePosixPath(f).name.startswith(("_", ".")))
+    filesystem = input_filesystem(url)
+
+    def ask(question: Callable[[str], T], path: str) -> T:
+        return with_retries(lambda: question(path))
+
+    if ask(filesystem.isfile, url):
+        names = str(PurePosixPath(url).with_suffix(".txt")) if is_local(url) else f"{url.rpartition('.')[0]}.txt"
+        return [url, names] if url.endswith(_NUMPY) and ask(filesystem.isfile, names) else [url]
+    if ask(filesystem.isdir, f"{url}/features"):  # the output folder of jobs.extract_features
+        url = f"{url}/features"
+    found = [PurePosixPath(file).name for file in ask(filesystem.glob, f"{url}/*.parquet")]
+    files = [f"{url}/{name}" for name in sorted(found) if not name.startswith(("_", "."))]
     if not files:
         raise UserError(
             f"{url} holds no features (*.parquet): make them with python -m jobs.extract_features, or give a "
@@ -86,7 +96,7 @@ def list_files(fs: Any, root: str, url: str) -> list[str]:
     return files
 
 
-def open_source(fs: Any, files: Sequence[str], encoder: EncoderConfig | None) -> FeatureSource:
+def open_source(files: Sequence[str], encoder: EncoderConfig | None) -> FeatureSource:
     """Open features for reading.
 
     Args:
@@ -96,36 +106,37 @@ def open_source(fs: Any, files: Sequence[str], encoder: EncoderConfig | None) ->
     Raises:
         UserError: here or from `pieces`: a file has another format than stated, other features than the first file, or
             a different number of names and features.
+        captionlib.storage.errors.StorageError: here or from `pieces`: the storage cannot be read.
     """
     if files[0].endswith(_NUMPY):
-        return _open_numpy(fs, files, encoder)
-    return _open_parquet(fs, files, encoder)
+        return _open_numpy(files, encoder)
+    return _open_parquet(files, encoder)
 
 
 # ---- Parquet ----
 
 
-def _open_parquet(fs: Any, files: Sequence[str], stated: EncoderConfig | None) -> FeatureSource:
-    with fs.open(files[0], "rb") as stream:
+def _open_parquet(files: Sequence[str], stated: EncoderConfig | None) -> FeatureSource:
+    with open_input(files[0]) as stream:
         parquet = _parquet_file(stream, files[0])
         metadata = _metadata(parquet)
         if metadata is None:
             column = next(parquet.iter_batches(1, columns=["features"]), None)
             width = 0 if column is None else len(column.column(0)[0].as_py() or ())
             encoder = _described(files[0], (1, width), stated)
-            return FeatureSource(encoder, None, _parquet_pieces(fs, files, encoder, None))
+            return FeatureSource(encoder, None, _parquet_pieces(files, encoder, None))
     encoder = from_dict(EncoderConfig, metadata["encoder"], f"{files[0]}: encoder.")
     if stated is not None and stated != encoder:
         raise UserError(f"{files[0]} was made by {encoder.name}, not by {stated.name} as stated: leave that out")
-    return FeatureSource(encoder, metadata["fingerprint"], _parquet_pieces(fs, files, encoder, metadata))
+    return FeatureSource(encoder, metadata["fingerprint"], _parquet_pieces(files, encoder, metadata))
 
 
 def _parquet_pieces(
-    fs: Any, files: Sequence[str], encoder: EncoderConfig, metadata: dict[str, Any] | None
+    files: Sequence[str], encoder: EncoderConfig, metadata: dict[str, Any] | None
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     width = encoder.num_positions * encoder.feature_dim
     for file in files:
-        with fs.open(file, "rb") as stream:
+        with open_input(file) as stream:
             parquet = _parquet_file(stream, file)
             here = _metadata(parquet)
             keys = ("encoder", "fingerprint")
@@ -179,10 +190,12 @@ def _metadata(parquet: pq.ParquetFile) -> dict[str, Any] | None:
 # ---- NumPy ----
 
 
-def _open_numpy(fs: Any, files: Sequence[str], stated: EncoderConfig | None) -> FeatureSource:
+def _open_numpy(files: Sequence[str], stated: EncoderConfig | None) -> FeatureSource:
     file = files[0]
     try:
-        loaded = _load(fs, file)
+        loaded = _load(file)
+    except StorageError:
+        raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is no array of numbers, or damaged: {error}") from error
     names = None
@@ -199,7 +212,7 @@ def _open_numpy(fs: Any, files: Sequence[str], stated: EncoderConfig | None) -> 
             f"{file}: expected floating-point numbers of shape (images, D) or (images, N, D), got {loaded.dtype} of "
             f"shape {loaded.shape}"
         )
-    paths = _read_names(fs, files, names)
+    paths = _read_names(files, names)
     if len(paths) != len(features):
         raise UserError(f"{file} holds features of {len(features)} images, and there are {len(paths)} names")
     encoder = _described(file, features.shape[1:], stated)
@@ -210,16 +223,16 @@ def _open_numpy(fs: Any, files: Sequence[str], stated: EncoderConfig | None) -> 
     return FeatureSource(encoder, None, pieces)
 
 
-def _load(fs: Any, file: str) -> Any:
+def _load(file: str) -> Any:
     """Load an array, or a dict of arrays from `.npz`. A local `.npy` is memory-mapped."""
-    if file.endswith(".npy") and "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+    if file.endswith(".npy") and is_local(file):
         return np.load(file, mmap_mode="r")
-    with fs.open(file, "rb") as stream:
+    with open_input(file) as stream:
         loaded = np.load(stream)
         return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
 
 
-def _read_names(fs: Any, files: Sequence[str], names: np.ndarray | None) -> list[str]:
+def _read_names(files: Sequence[str], names: np.ndarray | None) -> list[str]:
     if names is not None:
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names.ravel().tolist()]
     if len(files) < 2:
@@ -227,7 +240,7 @@ def _read_names(fs: Any, files: Sequence[str], names: np.ndarray | None) -> list
             f"{files[0]} does not say which image is which: write the images' names, one per line, into "
             f"{PurePosixPath(files[0]).with_suffix('.txt').name} beside it"
         )
-    return str(fs.cat_file(files[1]).decode("utf-8")).splitlines()
+    return read(files[1]).decode("utf-8").splitlines()
 
 
 def _described(file: str, shape: Sequence[int], stated: EncoderConfig | None) -> EncoderConfig:

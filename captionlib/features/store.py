@@ -23,6 +23,8 @@ from captionlib import cache
 from captionlib.config import EncoderConfig, from_dict, to_dict
 from captionlib.errors import UserError
 from captionlib.features.files import FeatureSource, feature_schema, list_files, open_source
+from captionlib.storage import inputs
+from captionlib.storage.folder import Folder
 
 __all__ = ["FeatureStore", "feature_schema", "open_features"]
 
@@ -89,25 +91,21 @@ def open_features(
 
     Args:
         url: folder written by `jobs.extract_features`, or a ready-made `.npy`, `.npz` or `.parquet` file; local or
-            an fsspec
-            URL.
+            an fsspec URL.
         cache_dir: default: `features` in $CAPTIONLIB_CACHE (~/.cache/captionlib).
         encoder: encoder of ready-made features, if known, so that the captioner can caption photos.
 
     Raises:
         UserError: there are no features, or they have different formats or encoders, or values that are not finite.
+        captionlib.storage.errors.StorageError: the storage failed while the features were read.
         captionlib.cache.CacheError: the cache cannot be written, or its disk is full.
     """
-    import fsspec
-
     try:
-        fs, root = fsspec.core.url_to_fs(url)
-        fs.invalidate_cache()  # fsspec caches listings, and the files may have changed
-        files = list_files(fs, root, url)
-        state = [(file, fs.ukey(file)) for file in files]  # ukey returns the time of modification or the ETag
-    except ValueError:
+        files = list_files(Folder.of(url).url)
+        state = [(file, inputs.version(file)) for file in files]
+    except UserError:
         raise
-    except Exception as error:  # stores raise different exceptions for a wrong key or host
+    except OSError as error:
         raise UserError(f"the features {url} could not be read: {error}") from error
     source = cache.digest(url, encoder and to_dict(encoder))
     folder = Path(cache_dir).expanduser() if cache_dir else cache.cache_folder("features")
@@ -119,7 +117,7 @@ def open_features(
         if _map(target) is None:
             for outdated_or_damaged in folder.glob(f"{source}-*"):
                 shutil.rmtree(outdated_or_damaged, ignore_errors=True)
-            _write(open_source(fs, files, encoder), target, url)
+            _write(open_source(files, encoder), target, url)
         store = _map(target)
     assert store is not None, f"{target} was written and cannot be read"
     return store

@@ -16,8 +16,8 @@ from captionlib.captioners.base import (
     ServiceRefused,
     ServiceUnavailable,
 )
+from captionlib.storage.errors import AccessDenied, TransportFault
 from jobs.outputs import schemas
-from jobs.storage.errors import AccessDenied, TransportFault
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,21 @@ import numpy as np
 
 from captionlib.images.decode import ImageDecodeError
 from captionlib.images.transforms import ImageTransform
+from captionlib.masking import masked
+from captionlib.storage.errors import (
+    AccessDenied,
+    HostUnknown,
+    HostUnreachable,
+    InputFault,
+    RequestFailed,
+    TransportFault,
+)
+from captionlib.storage.paths import is_local
+from captionlib.storage.read import input_access
 from jobs.batch.decoding_deadline import DecodingDeadline
-from jobs.cli.masking import masked
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import ImageReader
 from jobs.outputs import schemas
-from jobs.storage.errors import AccessDenied, HostUnknown, HostUnreachable, InputFault, RequestFailed, TransportFault
-from jobs.storage.paths import is_local
-from jobs.storage.read import input_access
 
 READ_THREADS_URLS = 64
 """A list of URLs has hosts that answer after seconds, and names that a resolver looks up for as long."""
@@ -67,7 +74,7 @@ class ChunkImages:
         """
         # Many reads may wait at once, but only `threads` images are decoded at once: each may take 0.5 GB.
         decoding = threading.Semaphore(self.threads)
-        lost: list[TransportFault] = []  # faults of the storage; web servers are tracked by `jobs.storage.hosts`
+        lost: list[TransportFault] = []  # faults of the storage; web servers are tracked by `captionlib.storage.hosts`
         give_up = threading.Event()
 
         def read(place: ImageRef) -> DecodedImage:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from captionlib.storage.errors import TransportFault
 from jobs.batch.decode_stage import Chunk
 from jobs.batch.failures import Failures
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.progress import Progress
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, cut
-from jobs.storage.errors import TransportFault
 
 IMAGES_BEFORE_ERROR_SHARE = 1_000
 CANARIES = 3

@@ -19,22 +19,22 @@ from PIL import Image
 
 from captionlib.images.decode import MAX_PIXELS
 from captionlib.images.transforms import ImageTransform
+from captionlib.masking import masked
+from captionlib.storage.access import AccessSettings
+from captionlib.storage.errors import AccessDenied, TransportFault
+from captionlib.storage.folder import check_path_visible
+from captionlib.storage.read import configure_inputs, input_access
 from jobs.batch.canaries import fetched_urls
 from jobs.batch.chunk_images import ChunkImages, DecodedImage, answered_url, describe_fault, is_network_there, settle
 from jobs.batch.decoding_deadline import DecodingDeadline, load_libraries
 from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.manifest import Manifest
-from jobs.cli.masking import masked
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import image_refs
 from jobs.inputs.settings import MAX_DECODE_SECONDS
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles, Redo, ids_to_redo
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.access import AccessSettings
-from jobs.storage.errors import AccessDenied, TransportFault
-from jobs.storage.folder import check_path_visible
-from jobs.storage.read import configure_inputs, input_access
 
 logger = logging.getLogger(__name__)
 

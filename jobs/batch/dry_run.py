@@ -10,6 +10,9 @@ import uuid
 from collections.abc import Iterator
 
 from captionlib.errors import UserError
+from captionlib.storage.errors import AccessDenied, TransportFault
+from captionlib.storage.folder import Folder
+from captionlib.storage.read import configure_inputs
 from jobs.batch.job import BatchJob, RunResult
 from jobs.batch.manifest import Manifest, delete_manifest
 from jobs.batch.resume import check_inputs
@@ -18,15 +21,12 @@ from jobs.batch.settings import CaptionSettings
 from jobs.batch.shards import output_of
 from jobs.batch.summary import print_captions
 from jobs.cli.progress import format_seconds
+from jobs.cluster.submitted_code import check_paths_outlive_job
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.run_shard import RunShard
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles, Counts
 from jobs.outputs.id_ranges import IdRange, total
-from jobs.storage.errors import AccessDenied, TransportFault
-from jobs.storage.folder import Folder
-from jobs.storage.paths import check_paths_outlive_job
-from jobs.storage.read import configure_inputs
 
 SAMPLE = 100
 IMAGES_PER_CHUNK = 10

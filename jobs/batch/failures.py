@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.cli.masking import masked
+from captionlib.masking import masked
+from captionlib.storage.folder import Folder
 from jobs.cli.tracebacks import FOLDER, last_line, without_numbers
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.folder import Folder
 
 
 def unforeseen(error: BaseException, step: str) -> dict[str, str]:

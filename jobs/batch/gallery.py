@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from captionlib.masking import masked
+from captionlib.storage.errors import AccessDenied, InputFault, TransportFault
 from jobs.batch.job import RunResult
 from jobs.batch.row_images import RowImages
 from jobs.batch.settings import CaptionSettings
-from jobs.cli.masking import masked
 from jobs.inputs.listing import describe_left_out
-from jobs.storage.errors import AccessDenied, InputFault, TransportFault
 
 if TYPE_CHECKING:
     from captionlib.report import Card

@@ -8,12 +8,12 @@ from typing import Any
 
 from captionlib.captioners.base import ANY_MACHINE, Needs
 from captionlib.images.transforms import ImageTransform
+from captionlib.storage.folder import Folder
 from jobs.batch.manifest import Manifest
 from jobs.batch.model_stage import ProcessorFactory
 from jobs.cluster.resources import Plan
 from jobs.outputs.chunk_files import ChunkFiles, Counts
 from jobs.outputs.sidecar import Sidecar
-from jobs.storage.folder import Folder
 
 
 @dataclass(frozen=True, kw_only=True)

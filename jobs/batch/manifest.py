@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captionlib.errors import UserError
+from captionlib.storage.folder import Folder
 from jobs.inputs.listing import ImageRef
 from jobs.outputs import schemas
 from jobs.outputs.id_ranges import IdRange
 from jobs.outputs.rows import renumbered
-from jobs.storage.folder import Folder
 
 ROWS_PER_FILE = 100_000
 ROWS_PER_GROUP = 10_000  # so that a chunk reads only one or two row groups of a file

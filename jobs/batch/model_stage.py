@@ -20,15 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captionlib.errors import CaptionlibWarning
+from captionlib.masking import masked
+from captionlib.storage.errors import AccessDenied
+from captionlib.storage.folder import check_path_visible
 from jobs.batch.failures import log_failure, unforeseen
 from jobs.batch.prometheus import Metrics
-from jobs.cli.masking import masked
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles, replace_rows
 from jobs.outputs.id_ranges import IdRange
 from jobs.outputs.sidecar import Sidecar
-from jobs.storage.errors import AccessDenied
-from jobs.storage.folder import check_path_visible
 
 logger = logging.getLogger(__name__)
 

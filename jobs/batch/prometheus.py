@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.cli.masking import masked
+from captionlib.masking import masked
 
 STEPS = ("read", "decode", "model", "write")
 

@@ -12,17 +12,17 @@ from typing import Any
 
 from captionlib.config import to_dict
 from captionlib.errors import UserError
+from captionlib.masking import masked
+from captionlib.storage.errors import AccessDenied, TransportFault
+from captionlib.storage.folder import Folder
 from jobs.batch.manifest import ROWS_PER_GROUP, Manifest, delete_manifest
 from jobs.batch.settings import BatchSettings
-from jobs.cli.masking import masked
 from jobs.inputs.listing import ImageRef, LeftOut
 from jobs.inputs.sources import Sources
 from jobs.outputs import run_record
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.export import delete_exports
 from jobs.outputs.sidecar import Sidecar
-from jobs.storage.errors import AccessDenied, TransportFault
-from jobs.storage.folder import Folder
 
 
 @contextlib.contextmanager

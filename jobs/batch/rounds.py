@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from captionlib.images.decode import MAX_PIXELS
+from captionlib.masking import masked
 from jobs.batch import single_process
 from jobs.batch.canaries import fetched_before
 from jobs.batch.chunk_images import is_url
@@ -28,7 +29,6 @@ from jobs.batch.model_stage import PassthroughColumns, ProcessorFactory
 from jobs.batch.ray_pipeline import Pipeline
 from jobs.batch.settings import BatchSettings
 from jobs.cli.errors import JobIncomplete
-from jobs.cli.masking import masked
 from jobs.cli.progress import Progress, format_seconds
 from jobs.cluster.head_watch import HeadWatch, processes_of_ray
 from jobs.cluster.resources import Plan, check_decoding_memory, decoding_bytes, machine_memory_gib, plan

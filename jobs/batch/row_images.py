@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from captionlib.masking import MASK
+from captionlib.storage.errors import InputFault
 from jobs.batch.manifest import Manifest
-from jobs.cli.masking import MASK
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import ImageReader, image_refs
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.errors import InputFault
 
 
 class RowImages:

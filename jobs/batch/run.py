@@ -16,6 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from captionlib.errors import UserError
+from captionlib.masking import masked
+from captionlib.storage.folder import Folder
+from captionlib.storage.read import configure_inputs
 from jobs.batch.job import BatchJob, Figures, RunResult
 from jobs.batch.manifest import KnownTexts, Manifest
 from jobs.batch.ray_pipeline import PipelineError
@@ -26,17 +29,14 @@ from jobs.batch.settings import BatchSettings
 from jobs.batch.shards import output_of
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.exit_codes import RESUME_HINT
-from jobs.cli.masking import masked
 from jobs.cluster.resources import Plan
 from jobs.cluster.session import ClusterError
+from jobs.cluster.submitted_code import check_paths_outlive_job
 from jobs.inputs.sources import Sources
 from jobs.outputs import run_record
 from jobs.outputs.chunk_files import ChunkFiles, Counts, FileCounts, Redo, sum_counts
 from jobs.outputs.export import export, formats_there
 from jobs.outputs.id_ranges import IdRange, subtract
-from jobs.storage.folder import Folder
-from jobs.storage.paths import check_paths_outlive_job
-from jobs.storage.read import configure_inputs
 
 SECONDS_BETWEEN_RECORDS = 5.0
 """Minimum interval between updates of run.json in a bucket."""

@@ -16,6 +16,7 @@ from captionlib.captioners.zoo import default_search
 from captionlib.config import CAPTION_BATCH, SearchConfig
 from captionlib.errors import UserError
 from captionlib.ranges import NOT_NEGATIVE, SHARE, at_least, check_ranges
+from captionlib.storage.access import AccessSettings
 from jobs.cli.arguments import peek
 from jobs.cli.encoder import EncoderSettings
 from jobs.inputs.run_shard import RunShard
@@ -23,7 +24,6 @@ from jobs.inputs.settings import SourceSettings
 from jobs.outputs import schemas
 from jobs.outputs.export import EXPORTS
 from jobs.outputs.sidecar import SidecarMode
-from jobs.storage.access import AccessSettings
 
 _BATCH = f"{CAPTION_BATCH.cpu}, on a GPU {CAPTION_BATCH.gpu}, fewer for features and large models"
 _EXPORTS = "{" + ",".join(EXPORTS) + "}"

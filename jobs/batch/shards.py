@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from captionlib.errors import UserError
+from captionlib.storage.folder import Folder
 from jobs.batch.settings import BatchSettings
 from jobs.inputs.run_shard import RunShard
 from jobs.outputs import run_record
 from jobs.outputs.chunk_files import ChunkFiles
-from jobs.storage.folder import Folder
 
 MERGING = "merge.json"
 """A file of an output while its shards are merged into it."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from captionlib.masking import masked
 from jobs.batch.job import RunResult
-from jobs.cli.masking import masked
 from jobs.cli.progress import format_seconds
 from jobs.inputs.listing import describe_left_out
 

@@ -23,13 +23,13 @@ import numpy as np
 from captionlib.errors import UserError
 from captionlib.images.decode import ImageDecodeError
 from captionlib.images.transforms import ImageTransform
+from captionlib.storage.errors import InputFault
+from captionlib.storage.paths import is_local
 from jobs.batch.chunk_images import READ_THREADS_REMOTE
 from jobs.cluster.resources import num_cpus
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.reader import ImageReader
 from jobs.inputs.sources import Sources
-from jobs.storage.errors import InputFault
-from jobs.storage.paths import is_local
 
 if TYPE_CHECKING:
     from captionlib.captioners.base import LoadedCaptioner, Stages
@@ -206,8 +206,8 @@ def time_job(source: str, output: str, *flags: str) -> JobTimes:
     Raises:
         UserError: it failed; the message is the end of its output.
     """
+    from captionlib.storage.folder import Folder
     from jobs.outputs.run_record import read_record
-    from jobs.storage.folder import Folder
 
     environment = {name: value for name, value in os.environ.items() if name not in _OF_A_JOB}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 
 from captionlib.errors import ImageError, UserError
+from captionlib.masking import masked
 from jobs.cli.errors import JobIncomplete
-from jobs.cli.masking import masked
 from jobs.cli.pipes import quiet_when_unread
 
 RESUME_HINT = "Finished work is kept; run the same command again to resume"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from jobs.cli.masking import masked
+from captionlib.masking import masked
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

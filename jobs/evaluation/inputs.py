@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from captionlib.datasets import CaptionedImage, read_dataset
 from captionlib.datasets.files import read_json_object
 from captionlib.errors import UserError
+from captionlib.storage.folder import Folder
+from captionlib.storage.read import filesystem
 from jobs.outputs.chunk_files import ChunkFiles
-from jobs.storage.folder import Folder
-from jobs.storage.read import filesystem
 
 Match = Literal["name", "path"]
 

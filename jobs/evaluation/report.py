@@ -9,7 +9,7 @@ from captionlib.images.decode import decode_image
 from captionlib.metrics import HEADLINE, LABELS, MAIN_SCORE
 from captionlib.report import Card, Page, Section, thumbnail_jpeg
 from captionlib.report.cards import THUMBNAIL_SIDE
-from jobs.storage.read import read_bytes
+from captionlib.storage.read import read_bytes
 
 NUM_EXTREMES = 10
 """Number of best and of worst images."""

@@ -11,10 +11,10 @@ import pyarrow as pa
 from captionlib.errors import ImageError
 from captionlib.images.decode import begins_as_image
 from captionlib.images.formats import IMAGE_ENDINGS
+from captionlib.storage.read import read_range
 from jobs.inputs.listing import ImageRef, Request, is_folder, list_files
 from jobs.inputs.manifests import columns_of_table, list_table
 from jobs.inputs.threads import in_threads
-from jobs.storage.read import read_range
 
 FILES_AT_ONCE = 32
 """Maximum number of remote files that are examined concurrently."""

@@ -18,9 +18,9 @@ import pyarrow as pa
 
 from captionlib.errors import UserError
 from captionlib.images.formats import IMAGE_ENDINGS
-from jobs.storage.errors import with_retries
-from jobs.storage.paths import is_local
-from jobs.storage.read import input_filesystem
+from captionlib.storage.errors import with_retries
+from captionlib.storage.paths import is_local
+from captionlib.storage.read import input_filesystem
 
 MOST_ENDINGS = 100
 """Maximum number of different endings that are counted; the rest is counted together."""

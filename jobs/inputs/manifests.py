@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captionlib.errors import UserError
+from captionlib.storage.errors import with_retries
+from captionlib.storage.inputs import open_input
+from captionlib.storage.paths import is_local
+from captionlib.storage.read import input_filesystem
 from jobs.inputs.listing import ImageRef, Request, is_folder, list_files, path_of
 from jobs.inputs.parquet import parquet_schema, read_columns
-from jobs.storage.errors import with_retries
-from jobs.storage.paths import is_local
-from jobs.storage.random_access import open_shard
-from jobs.storage.read import input_filesystem
 
 _KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 TABLE_EXTENSIONS = (*_KINDS, ".txt")
@@ -129,7 +129,7 @@ def _rows(path: str, columns: Sequence[str], path_column: str | None) -> Iterato
         return
     name = _path_column(path, schema, path_column)
     if kind == "parquet":
-        with open_shard(path) as stream:
+        with open_input(path) as stream:
             for values in read_columns(pq.ParquetFile(stream), [name, *columns]):
                 yield values[0], values[1:]
         return

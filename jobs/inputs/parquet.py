@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from captionlib.storage.errors import InputFault, with_retries
+from captionlib.storage.inputs import open_input
 from jobs.inputs.listing import ImageRef, Request, is_folder, list_files, path_of
 from jobs.inputs.threads import list_shards
-from jobs.storage.errors import InputFault, with_retries
-from jobs.storage.random_access import open_shard
 
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img", "bytes", "image_bytes", "image_data", "content")
 """Column names that are searched for the bytes of images by default."""
@@ -78,7 +78,7 @@ def parquet_schema(path: str) -> pa.Schema:
 
     def read() -> pa.Schema:
         try:
-            with open_shard(path) as stream:
+            with open_input(path) as stream:
                 return pq.read_schema(stream)
         except pa.ArrowInvalid as error:
             raise InputFault("DamagedFile", f"{path} cannot be read as Parquet: {error}") from error
@@ -92,7 +92,7 @@ def _has_images(path: str, request: Request) -> bool:
 
 def list_parquet(path: str, columns: Sequence[str] = (), image_column: str | None = None) -> Iterator[ImageRef]:
     """List the rows of a Parquet file with images, without reading the images."""
-    with open_shard(path) as stream:
+    with open_input(path) as stream:
         file = pq.ParquetFile(stream)
         # The format of Hugging Face `datasets`: struct<bytes, path>, where path is the original file name.
         inner = f"{find_image_column(file.schema_arrow, image_column)}.path"
@@ -164,7 +164,7 @@ class ParquetImages:
 
     def _from(self, row: int) -> Iterator[tuple[int, pa.Array]]:
         """Yield batches (first row, images), starting with the row group of `row`, decoded page by page."""
-        stream = self._open.enter_context(open_shard(self.path))
+        stream = self._open.enter_context(open_input(self.path))
         file = pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False)
         name = find_image_column(file.schema_arrow, self.column)
         if name is None:

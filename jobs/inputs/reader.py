@@ -9,10 +9,10 @@ from collections import defaultdict
 
 import pyarrow as pa
 
+from captionlib.storage.errors import InputFault, with_retries
+from captionlib.storage.read import read_bytes, read_range
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.parquet import ParquetImages
-from jobs.storage.errors import InputFault, with_retries
-from jobs.storage.read import read_bytes, read_range
 
 HEADER_BYTES = 512
 """Size of the header before each member of a tar."""
@@ -49,7 +49,7 @@ class ImageReader:
         """Read the bytes of an image.
 
         Raises:
-            InputFault, TransportFault, AccessDenied: as `jobs.storage.read.read_bytes`.
+            InputFault, TransportFault, AccessDenied: as `captionlib.storage.read.read_bytes`.
             InputFault: kind DamagedShard, for a member of a damaged tar.
         """
         if image.shard is None:

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from captionlib.errors import UserError
+from captionlib.storage.errors import AccessDenied, TransportFault, classify_storage_error
+from captionlib.storage.paths import is_local
 from jobs.inputs.formats import INPUT_FORMATS
 from jobs.inputs.listing import ImageRef, LeftOut, Request
 from jobs.inputs.run_shard import RunShard
 from jobs.inputs.settings import AUTO, SourceSettings
-from jobs.storage.errors import AccessDenied, TransportFault, classify_storage_error
-from jobs.storage.paths import is_local
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 SHARDS_AT_ONCE = 8
@@ -157,7 +157,7 @@ class Sources:
 
 
 def _translating(found: Iterator[ImageRef]) -> Iterator[ImageRef]:
-    """Convert exceptions of a storage library during a listing to those of `jobs.storage.errors`."""
+    """Convert exceptions of a storage library during a listing to those of `captionlib.storage.errors`."""
     try:
         yield from found
     except (ValueError, AccessDenied, TransportFault):

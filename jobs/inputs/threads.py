@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from captionlib.storage.errors import with_retries
 from jobs.inputs.listing import ImageRef, Request
-from jobs.storage.errors import with_retries
 
 T = TypeVar("T")
 

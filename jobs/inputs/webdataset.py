@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from captionlib.images.formats import IMAGE_ENDINGS
+from captionlib.storage.inputs import open_input
 from jobs.inputs.listing import ImageRef, LeftOut, Request, list_files, path_of
 from jobs.inputs.threads import list_shards
-from jobs.storage.random_access import open_shard
 
 TAR_EXTENSIONS = (".tar",)
 KEY = "key"
@@ -53,7 +53,7 @@ def list_tar(path: str, columns: Sequence[str] = (), left_out: LeftOut | None = 
             field of its `json` member; None where a sample has no such value.
     """
     names: Counter[str] = Counter()
-    with open_shard(path) as stream:
+    with open_input(path) as stream:
         try:
             # "r:" refuses compressed tar files, which cannot be read from the middle.
             with tarfile.open(fileobj=stream, mode="r:") as tar:

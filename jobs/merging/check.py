@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from captionlib.errors import UserError
+from captionlib.masking import masked
+from captionlib.storage.folder import Folder
 from jobs.batch.manifest import Manifest
 from jobs.batch.shards import shards_in
 from jobs.cli.errors import JobIncomplete
-from jobs.cli.masking import masked
 from jobs.inputs.run_shard import RunShard
 from jobs.outputs import run_record
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, subtract
-from jobs.storage.folder import Folder
 
 MOST_NAMED = 10
 """Maximum number of shards that a message names."""

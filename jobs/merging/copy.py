@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from captionlib.errors import UserError
+from captionlib.masking import masked
+from captionlib.storage.folder import Folder
 from jobs.batch.manifest import Manifest, delete_manifest
 from jobs.batch.resume import output_lock
 from jobs.batch.shards import MERGING
-from jobs.cli.masking import masked
 from jobs.merging.check import ShardOutput, digest_of, files_of, reference
 from jobs.outputs import run_record
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange, subtract
 from jobs.outputs.rows import renumbered
-from jobs.storage.folder import Folder
 
 FILES_AT_ONCE = 4
 """Number of files of rows in memory. A file of features has up to 100 MB."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from captionlib.errors import UserError
+from captionlib.storage.folder import Folder
 from jobs.batch.resume import empty_output
 from jobs.cli.tracebacks import FOLDER as FAILURES
 from jobs.inputs.run_shard import RunShard
 from jobs.merging.check import digest_of, files_of
-from jobs.storage.folder import Folder
 
 
 def delete_shards(output: Folder, record: Mapping[str, Any]) -> int:

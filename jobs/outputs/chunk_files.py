@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captionlib.errors import UserError
+from captionlib.storage.folder import TEMPORARY, Folder
 from jobs.outputs import schemas
 from jobs.outputs.id_ranges import IdRange, cut, without_covered
-from jobs.storage.folder import TEMPORARY, Folder
 
 ROWS_PER_FILE = 50_000
 """Approximate number of rows per file after `compact`."""

@@ -15,10 +15,10 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.csv
 
+from captionlib.storage.folder import Folder
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.image_exports import write_imagefolder, write_webdataset
 from jobs.outputs.rows import Rows, json_default
-from jobs.storage.folder import Folder
 
 _COCO_NAME = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
 """A file of COCO, with the number of the image."""

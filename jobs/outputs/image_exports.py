@@ -9,8 +9,8 @@ import tarfile
 from typing import Any
 
 from captionlib.images.formats import IMAGE_ENDINGS, find_format
+from captionlib.storage.folder import Folder
 from jobs.outputs.rows import Rows, json_default
-from jobs.storage.folder import Folder
 
 SAMPLES_PER_SHARD = 10_000
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from captionlib.errors import ImageError
+from captionlib.storage.errors import TransportFault
 from jobs.outputs.chunk_files import ChunkFiles
-from jobs.storage.errors import TransportFault
 
 ROWS_AT_ONCE = 10_000
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import captionlib
 from captionlib.errors import UserError
-from jobs.storage.folder import Folder
+from captionlib.storage.folder import Folder
 
 NAME = "run.json"
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from captionlib.errors import UserError
-from jobs.cli.masking import masked
+from captionlib.masking import masked
+from captionlib.storage.folder import Folder
+from captionlib.storage.paths import is_local
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.run_shard import without_ending
-from jobs.storage.folder import Folder
-from jobs.storage.paths import is_local
 
 SidecarMode = Literal["skip", "overwrite", "append"]
 

@@ -19,12 +19,12 @@ from captionlib.config import EncoderConfig, ModelConfig, to_dict
 from captionlib.datasets import CaptionedImage, read_dataset, read_objects
 from captionlib.errors import UserError
 from captionlib.features.store import FeatureStore, open_features
+from captionlib.storage.folder import Folder
 from captionlib.text import tokenize
 from captionlib.training.caption_filter import build_vocabulary, has_allowed_length, is_known
 from captionlib.training.new_words import carry_over, extended
 from captionlib.training.objects import ObjectLabels
 from captionlib.vocabulary import Vocabulary
-from jobs.storage.folder import Folder
 from jobs.training.settings import TrainSettings
 from jobs.training.teachers import load_teacher
 

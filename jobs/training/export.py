@@ -14,8 +14,8 @@ from captionlib.config import to_dict
 from captionlib.decoders import build_decoder
 from captionlib.errors import UserError
 from captionlib.metrics import HEADLINE, LABELS, MAIN_SCORE
+from captionlib.storage.folder import Folder
 from captionlib.training.encoder_decoder import EncoderDecoder
-from jobs.storage.folder import Folder
 from jobs.training.checkpoint import SCORE, load
 from jobs.training.data import Prepared
 from jobs.training.model import build_model, starting_encoder

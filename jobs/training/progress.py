@@ -11,10 +11,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from captionlib.storage.folder import Folder
 from jobs.cli.progress import format_seconds
 from jobs.cli.progress_bar import ProgressBar
 from jobs.cli.tracebacks import FOLDER
-from jobs.storage.folder import Folder
 from jobs.training.failures import Failure, FailureLog, Position
 
 _POLL_SECONDS = 0.5

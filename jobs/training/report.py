@@ -18,10 +18,10 @@ from typing import Any
 from captionlib.config import to_dict
 from captionlib.images.decode import ImageDecodeError, decode_image
 from captionlib.report import Card, Section, curves_png, render_page, thumbnail_jpeg, training_page
-from jobs.storage.errors import InputFault
-from jobs.storage.folder import Folder
-from jobs.storage.paths import is_local
-from jobs.storage.read import read_bytes
+from captionlib.storage.errors import InputFault
+from captionlib.storage.folder import Folder
+from captionlib.storage.paths import is_local
+from captionlib.storage.read import read_bytes
 from jobs.training.checkpoint import SCORE
 from jobs.training.data import Prepared
 from jobs.training.dev_evaluation import CAPTIONS, shown_images

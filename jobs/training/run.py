@@ -9,12 +9,12 @@ from typing import Any
 
 from captionlib.config import to_dict
 from captionlib.errors import UserError
+from captionlib.storage.folder import Folder
+from captionlib.storage.read import filesystem
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.tracebacks import FOLDER
 from jobs.cluster.session import RaySession
 from jobs.outputs.run_record import differences
-from jobs.storage.folder import Folder
-from jobs.storage.read import filesystem
 from jobs.training.data import Prepared
 from jobs.training.settings import TrainSettings
 

@@ -11,9 +11,9 @@ import tyro
 from captionlib.config import DecoderConfig, SearchConfig
 from captionlib.errors import UserError
 from captionlib.ranges import NOT_NEGATIVE, at_least, check_ranges
+from captionlib.storage.folder import Folder
 from captionlib.training.settings import TrainingSettings
 from jobs.cli.encoder import EncoderSettings
-from jobs.storage.folder import Folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch import nn
 
 from captionlib.features.store import open_features
 from captionlib.metrics import HEADLINE, LABELS, CiderD
+from captionlib.storage.read import read_bytes
 from captionlib.training.batches import CaptionBatches
 from captionlib.training.early_stopping import has_stopped_early, is_over, plateau_factor
 from captionlib.training.encoder_decoder import EncoderDecoder
@@ -20,7 +21,6 @@ from captionlib.training.inputs import FeatureViews, Inputs, Photos, ahead
 from captionlib.training.learner import Learner, NonFiniteLossError
 from captionlib.training.self_critical import SelfCritic
 from captionlib.vocabulary import PAD
-from jobs.storage.read import read_bytes
 from jobs.training.checkpoint import EpochSums, TrainingState, restore, save
 from jobs.training.data import Prepared, Split, stated_encoder
 from jobs.training.dev_evaluation import DevEvaluation

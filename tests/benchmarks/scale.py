@@ -42,6 +42,7 @@ import pyarrow.parquet as pq
 
 from captionlib.config import Preprocessing
 from captionlib.images.transforms import EncoderSquare
+from captionlib.storage.folder import Folder
 from jobs.batch import rounds
 from jobs.batch.chunk_images import DecodedImage
 from jobs.batch.decode_stage import DecodeStage
@@ -58,7 +59,6 @@ from jobs.inputs.sources import Sources
 from jobs.outputs import run_record, schemas
 from jobs.outputs.chunk_files import ROWS_PER_FILE, ChunkFiles
 from jobs.outputs.id_ranges import IdRange, cut
-from jobs.storage.folder import Folder
 
 CASES = ("first", "nothing", "resume", "new", "errors")
 ROWS_PER_GROUP = 100_000

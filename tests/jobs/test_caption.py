@@ -94,8 +94,8 @@ def test_a_checkpoint_without_an_encoder_is_refused(tmp_path, tiny_checkpoint, m
 
 
 def test_two_runs_do_not_share_an_output(tmp_path, tiny_checkpoint, make_images, capfd):
+    from captionlib.storage.folder import Folder
     from jobs.batch.resume import output_lock
-    from jobs.storage.folder import Folder
 
     source, output = make_images(1), tmp_path / "out"
     with output_lock(Folder.of(str(output))):

@@ -11,7 +11,6 @@ import numpy as np
 import pandas
 import pyarrow.parquet as pq
 import pytest
-from buckets import s3_server
 from sharded import OF, record_of, rows, run_shards
 from stubs import PHOTOS, run_stub
 
@@ -20,6 +19,7 @@ import jobs.extract_features
 from captionlib.features.store import open_features
 from jobs.evaluation.inputs import read_captions
 from jobs.merge import main
+from tests.buckets import s3_server
 
 pytestmark = pytest.mark.usefixtures("run_in_process")
 

@@ -314,12 +314,13 @@ def test_a_remote_one_is_fetched_once(
 ) -> None:
     fs = fsspec.filesystem("memory")
     fetched: list[str] = []
-    get_file = type(fs).get_file
-    monkeypatch.setattr(
-        type(fs),
-        "get_file",
-        lambda self, path, *rest: (fetched.append(path), get_file(self, path, *rest)),  # type: ignore[func-returns-value]
-    )
+    cat_file = type(fs).cat_file
+
+    def counting(self: Any, path: str, *rest: Any, **more: Any) -> Any:
+        fetched.append(path)
+        return cat_file(self, path, *rest, **more)
+
+    monkeypatch.setattr(type(fs), "cat_file", counting)
     here = resolve_checkpoint(remote)
     assert load_checkpoint(here).fingerprint == checkpoint_fingerprint(saved)
     assert (here / CARD).read_text() == "# Card\n"
@@ -356,7 +357,7 @@ def test_remote_mistakes(remote: str, tmp_path: Path, monkeypatch: pytest.Monkey
         resolve_checkpoint("memory://nowhere/best")
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         resolve_checkpoint(f"memory://{tmp_path.name}")
-    with pytest.raises(CheckpointError, match="nosuch://x could not be read: Protocol not known"):
+    with pytest.raises(CheckpointError, match="nosuch://x could not be read: .*Protocol not known"):
         resolve_checkpoint("nosuch://x")
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("CAPTIONLIB_CACHE", str(tmp_path / "taken"))

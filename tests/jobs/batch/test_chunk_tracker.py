@@ -4,14 +4,14 @@ import errno
 
 import pytest
 
+from captionlib.storage.errors import TransportFault
+from captionlib.storage.folder import Folder
 from jobs.batch.chunk_tracker import ChunkTracker
 from jobs.batch.decode_stage import Chunk
 from jobs.cli.errors import JobIncomplete
 from jobs.cli.progress import Progress
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.errors import TransportFault
-from jobs.storage.folder import Folder
 
 
 class AllThere(ChunkFiles):

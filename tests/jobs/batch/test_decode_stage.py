@@ -8,13 +8,14 @@ import time
 
 import numpy as np
 import pytest
-from flaky import flaky_server
 from PIL import Image
 from stubs import StubFactory
 
 from captionlib.captioners.zoo import open_captioner
 from captionlib.config import Preprocessing, SearchConfig
 from captionlib.images.transforms import EncoderSquare
+from captionlib.storage.errors import TransportFault
+from captionlib.storage.folder import Folder
 from jobs.batch.caption_model import CaptionFactory
 from jobs.batch.decode_stage import Chunk, DecodeStage
 from jobs.batch.manifest import Manifest
@@ -26,13 +27,12 @@ from jobs.inputs.sources import Sources
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.errors import TransportFault
-from jobs.storage.folder import Folder
+from tests.flaky import flaky_server
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("captionlib.storage.errors.FIRST_WAIT_SECONDS", 0.001)
 
 
 def chunk(first, last, redo="", canaries=()):
@@ -182,7 +182,7 @@ def test_web_servers_that_refuse_are_rows_and_a_storage_that_does_ends_the_job(s
     def refuse(path, access):
         raise PermissionError(13, "denied", path)
 
-    monkeypatch.setattr("jobs.storage.read.read_once", refuse)
+    monkeypatch.setattr("captionlib.storage.read.read_once", refuse)
     (row,) = stages(source)[0](chunk(3, 5)).to_pylist()
     assert row["status"] == "denied"
     assert "none of 3 images may be read" in row["reason"]

@@ -19,6 +19,7 @@ from captionlib.errors import UserError
 from captionlib.images.decode import MAX_PIXELS, ImageDecodeError
 from captionlib.images.decode_pixels import DecodedPixels
 from captionlib.images.transforms import EncoderSquare
+from captionlib.storage.folder import Folder
 from jobs.batch import single_process
 from jobs.batch.decode_stage import Chunk, DecodeStage
 from jobs.batch.decoding_deadline import DecodingDeadline
@@ -30,7 +31,6 @@ from jobs.inputs.settings import SourceSettings
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.folder import Folder
 
 SLOW = b"slow"
 """Ends the files whose decoding takes long; JPEG decoders read over it."""

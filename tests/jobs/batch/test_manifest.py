@@ -4,14 +4,14 @@ import os
 
 import fsspec
 import pytest
-from flaky import flaky_server
 
+from captionlib.storage.folder import Folder
 from jobs.batch import manifest as module
 from jobs.batch.manifest import Manifest
 from jobs.inputs.listing import ImageRef
 from jobs.inputs.sources import Sources
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.folder import Folder
+from tests.flaky import flaky_server
 
 
 def touch(root, *names):

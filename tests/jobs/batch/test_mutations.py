@@ -13,13 +13,13 @@ from collections import Counter
 from captionlib.config import Preprocessing
 from captionlib.images.decode import ErrorKind
 from captionlib.images.transforms import EncoderSquare
+from captionlib.storage.folder import Folder
 from jobs.batch.decode_stage import Chunk, DecodeStage
 from jobs.batch.manifest import Manifest
 from jobs.batch.ray_pipeline import as_table
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.folder import Folder
 from tests.mutations import mutate_structure, originals
 
 COUNT = 500

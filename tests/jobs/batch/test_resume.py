@@ -6,14 +6,14 @@ import pyarrow as pa
 import pytest
 from stubs import run_stub, settings
 
+from captionlib.storage.folder import Folder
 from jobs.batch.manifest import Manifest
 from jobs.batch.resume import check_inputs, for_record, open_output
+from jobs.cluster.submitted_code import check_paths_outlive_job
 from jobs.inputs.sources import Sources
 from jobs.outputs import run_record, schemas
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.folder import Folder
-from jobs.storage.paths import check_paths_outlive_job
 
 IDENTITY = {"schema_version": 1, "model": "stub 1"}
 

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pandas
 import pytest
-from flaky import flaky_server
 from stubs import PHOTOS, StubFactory, run_stub
 
 from jobs.cli.errors import JobIncomplete
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.id_ranges import IdRange
+from tests.flaky import flaky_server
 
 pytestmark = pytest.mark.usefixtures("ray_of_two_cpus")
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("captionlib.storage.errors.FIRST_WAIT_SECONDS", 0.001)
 
 
 def table(output):
@@ -98,9 +98,9 @@ def test_missing_parts_are_done_and_only_those(tmp_path, make_images):
     run_stub(source, output)
     whole = table(output)
     # As a crash would have left it: chunks of different sizes, one of them half-written.
+    from captionlib.storage.folder import Folder
     from jobs.outputs.chunk_files import ChunkFiles
     from jobs.outputs.id_ranges import IdRange
-    from jobs.storage.folder import Folder
 
     files = ChunkFiles(Folder.of(str(output / "captions")), "captions")
     rows = files.read(IdRange(0, 30))

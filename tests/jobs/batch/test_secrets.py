@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pandas
 import pytest
-from flaky import flaky_server
 from stubs import settings, stub_job
 
+from captionlib.masking import masked
 from jobs.batch.gallery import write_report
 from jobs.batch.run import run_batch_job
 from jobs.batch.settings import CaptionSettings
-from jobs.cli.masking import masked
 from jobs.inputs.settings import SourceSettings
 from jobs.outputs.export import EXPORTS
+from tests.flaky import flaky_server
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def everything_in(output: Path) -> str:
 
 
 def test_secrets_stay_in_the_manifest(tmp_path, make_images, run_in_process, monkeypatch, capfd):
-    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("captionlib.storage.errors.FIRST_WAIT_SECONDS", 0.001)
     source, output = make_images(6), tmp_path / "out"
     with flaky_server(source.parent) as server:
         server.faults = {"0002.jpg?sig=hunter2": (404, 99), "0003.jpg?sig=hunter2": (403, 99)}

@@ -16,12 +16,12 @@ from stubs import run_stub, settings, stub_job
 
 import jobs.caption
 from captionlib.errors import UserError
+from captionlib.storage.folder import Folder
 from jobs.batch.resume import output_lock
 from jobs.batch.run import run_batch_job
 from jobs.batch.summary import print_summary
 from jobs.inputs.run_shard import RunShard
 from jobs.outputs.sidecar import Sidecar
-from jobs.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("run_in_process")
 

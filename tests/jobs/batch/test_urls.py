@@ -7,15 +7,15 @@ import re
 
 import pandas
 import pytest
-from flaky import flaky_server
 from stubs import run_stub
 
 from jobs.cli.errors import JobIncomplete
+from tests.flaky import flaky_server
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, run_in_process):
-    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("captionlib.storage.errors.FIRST_WAIT_SECONDS", 0.001)
 
 
 def table(output):

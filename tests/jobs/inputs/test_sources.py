@@ -12,16 +12,16 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from flaky import flaky_server
 from stubs import run_stub
 
+from captionlib.storage.folder import Folder
 from jobs.batch.manifest import Manifest
 from jobs.batch.settings import BatchSettings
 from jobs.inputs.reader import ImageReader, image_refs
 from jobs.inputs.settings import SourceSettings
 from jobs.inputs.sources import Sources
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.folder import Folder
+from tests.flaky import flaky_server
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -9,10 +9,10 @@ import pytest
 from sharded import change_record, record_of, rows, run_shards
 from stubs import run_stub
 
+from captionlib.storage.folder import Folder
 from jobs.merge import main
 from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("run_in_process")
 

@@ -9,10 +9,10 @@ import pytest
 from sharded import OF, change_record, contents, rows, run_shards
 from stubs import run_stub
 
+from captionlib.storage.folder import Folder
 from jobs.merge import main
 from jobs.outputs import run_record
 from jobs.outputs.chunk_files import ChunkFiles
-from jobs.storage.folder import Folder
 
 
 class Killed(BaseException):

@@ -7,11 +7,11 @@ import pandas
 import pyarrow as pa
 import pytest
 
+from captionlib.storage.folder import Folder
 from jobs.outputs import chunk_files as module
 from jobs.outputs import schemas
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts, adjacent_groups, replace_rows
 from jobs.outputs.id_ranges import IdRange
-from jobs.storage.folder import Folder
 
 
 def rows(first, last, *failed, caption="a cat"):

@@ -22,6 +22,7 @@ from stubs import PHOTOS, StubFactory, settings, stub_job
 from captionlib.captioners.base import Caption
 from captionlib.captioners.checkpoint import LoadedCheckpoint
 from captionlib.config import SearchConfig
+from captionlib.storage.folder import Folder
 from jobs.batch.caption_model import CaptionImages
 from jobs.batch.run import run_batch_job
 from jobs.caption import main
@@ -31,7 +32,6 @@ from jobs.outputs.chunk_files import ChunkFiles
 from jobs.outputs.export import export, formats_there
 from jobs.outputs.id_ranges import IdRange
 from jobs.outputs.sidecar import Sidecar
-from jobs.storage.folder import Folder
 
 
 def rows(output: Path) -> pandas.DataFrame:

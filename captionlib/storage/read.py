@@ -1,6 +1,6 @@
 """Reads whole files or byte ranges from disk, HTTP or object storage, with retries.
 
-`jobs.storage.errors` explains the two kinds of failure: input faults and transport faults.
+`captionlib.storage.errors` explains the two kinds of failure: input faults and transport faults.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import IO, Any, TypeVar
 
 from captionlib.errors import UserError
-from jobs.storage.access import AccessSettings
-from jobs.storage.errors import AccessDenied, InputFault, TransportFault, classify_storage_error, with_retries
-from jobs.storage.http import HttpClient
-from jobs.storage.paths import is_local
-from jobs.storage.s3 import S3Objects
+from captionlib.storage.access import AccessSettings
+from captionlib.storage.errors import AccessDenied, InputFault, TransportFault, classify_storage_error, with_retries
+from captionlib.storage.http import HttpClient
+from captionlib.storage.paths import is_local
+from captionlib.storage.s3 import S3Objects
 
 T = TypeVar("T")
 

@@ -14,13 +14,13 @@ from typing import IO, NamedTuple
 import pyarrow as pa
 import pytest
 
+from captionlib.storage import read, s3
+from captionlib.storage.access import AccessSettings
+from captionlib.storage.errors import AccessDenied, InputFault, TransportFault
+from captionlib.storage.folder import READS_BEFORE_DAMAGED, Folder
+from captionlib.storage.read import read_bytes
+from captionlib.storage.s3 import STRIKES, S3Objects
 from jobs.inputs.listing import list_files
-from jobs.storage import read, s3
-from jobs.storage.access import AccessSettings
-from jobs.storage.errors import AccessDenied, InputFault, TransportFault
-from jobs.storage.folder import READS_BEFORE_DAMAGED, Folder
-from jobs.storage.read import read_bytes
-from jobs.storage.s3 import STRIKES, S3Objects
 
 PICTURE = b"picture" * 100
 
@@ -83,7 +83,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 def test_an_error_message_with_status_200_is_not_taken_for_the_object(monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrow pads it with zeros to the size of the object."""
-    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("captionlib.storage.errors.FIRST_WAIT_SECONDS", 0.001)
     errors_left = [3]
 
     class Handler(Answers):
@@ -175,7 +175,7 @@ def test_arrow_reads_the_jobs_own_files(store: Store) -> None:
 
 
 def test_a_file_whose_reading_breaks_off_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("captionlib.storage.errors.FIRST_WAIT_SECONDS", 0.001)
     tries = []
 
     def read(file: IO[bytes]) -> bytes:
@@ -190,7 +190,7 @@ def test_a_file_whose_reading_breaks_off_is_read_again(store: Store, monkeypatch
 
 def test_an_error_message_instead_of_a_file_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some storages answer 200 and write an error as the body."""
-    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("captionlib.storage.errors.FIRST_WAIT_SECONDS", 0.001)
     tries = []
 
     def read(file: IO[bytes]) -> bytes:
@@ -204,7 +204,7 @@ def test_an_error_message_instead_of_a_file_is_read_again(store: Store, monkeypa
 
 
 def test_a_file_that_never_makes_sense_is_damaged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("captionlib.storage.errors.FIRST_WAIT_SECONDS", 0.001)
     tries = []
 
     def read(file: IO[bytes]) -> None:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, TypeVar
 
-from jobs.storage.errors import AccessDenied, with_retries
-from jobs.storage.paths import is_local
-from jobs.storage.read import filesystem, open_once, read_once
+from captionlib.storage.errors import AccessDenied, with_retries
+from captionlib.storage.paths import is_local
+from captionlib.storage.read import filesystem, open_once, read_once
 
 T = TypeVar("T")
 

@@ -126,5 +126,5 @@ class S3Objects:
             endpoint_override=None if is_aws else place.netloc + place.path.rstrip("/"),
             connect_timeout=CONNECT_SECONDS,
             request_timeout=REQUEST_SECONDS,
-            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),  # `jobs.storage.read` does the retries
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),  # `captionlib.storage.read` does the retries
         )

@@ -76,7 +76,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    from jobs.storage import read
+    from captionlib.storage import read
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

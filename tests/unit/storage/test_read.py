@@ -3,16 +3,16 @@ from __future__ import annotations
 import os
 
 import pytest
-from flaky import flaky_server
 
-from jobs.storage import read
-from jobs.storage.errors import AccessDenied, InputFault, TransportFault, with_retries
-from jobs.storage.read import read_bytes
+from captionlib.storage import read
+from captionlib.storage.errors import AccessDenied, InputFault, TransportFault, with_retries
+from captionlib.storage.read import read_bytes
+from tests.flaky import flaky_server
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("jobs.storage.errors.FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("captionlib.storage.errors.FIRST_WAIT_SECONDS", 0.001)
 
 
 @pytest.fixture

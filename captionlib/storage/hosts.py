@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jobs.storage.errors import HostUnknown, HostUnreachable
+from captionlib.storage.errors import HostUnknown, HostUnreachable
 
 SILENT_IN_A_ROW = 3
 """Number of consecutive failed connections that opens the circuit breaker of a host."""

@@ -1,7 +1,7 @@
 """Reads whole files from web servers, for lists of URLs many of whose hosts may be dead.
 
 Answers about one file (not found, forbidden, too many redirects, body too large) are input faults. Failed connections,
-server errors and incomplete bodies are transport faults, which `jobs.storage.hosts` counts by host.
+server errors and incomplete bodies are transport faults, which `captionlib.storage.hosts` counts by host.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from jobs.cli.masking import masked
-from jobs.storage.access import AccessSettings
-from jobs.storage.errors import HostUnknown, HostUnreachable, InputFault, RequestFailed, TransportFault
-from jobs.storage.hosts import Hosts
+from captionlib.masking import masked
+from captionlib.storage.access import AccessSettings
+from captionlib.storage.errors import HostUnknown, HostUnreachable, InputFault, RequestFailed, TransportFault
+from captionlib.storage.hosts import Hosts
 
 RESOLVER_OPTIONS = "timeout:1 attempts:5"
 CONNECT_SECONDS = 5.0

@@ -64,7 +64,8 @@ def with_retries(action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """Call `action`, and retry transport faults with exponential back-off and full jitter.
 
     Raises:
-        FileNotFoundError, PermissionError, IsADirectoryError, InputFault, AccessDenied, HostUnreachable: immediately.
+        FileNotFoundError, PermissionError, IsADirectoryError, HostUnreachable, and all exceptions of the project that
+            are no TransportFault: immediately.
         TransportFault: after the last attempt, with the message of the last fault.
     """
     for attempt in range(attempts):
@@ -86,7 +87,7 @@ def classify_storage_error(error: Exception) -> Exception:
     """Convert an exception of a storage library into FileNotFoundError, PermissionError, IsADirectoryError,
     `AccessDenied` or `TransportFault`.
     """
-    if isinstance(error, (InputFault, TransportFault, AccessDenied, FileNotFoundError, IsADirectoryError)):
+    if isinstance(error, (CaptionlibError, FileNotFoundError, IsADirectoryError)):
         return error
     if isinstance(error, OSError) and error.errno in _NOT_THERE:
         return FileNotFoundError(error.errno, str(error))

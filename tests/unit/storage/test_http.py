@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jobs.storage import hosts as module
-from jobs.storage.access import AccessSettings
-from jobs.storage.errors import HostUnreachable, InputFault, RequestFailed
-from jobs.storage.hosts import Hosts
-from jobs.storage.http import HttpClient
+from captionlib.storage import hosts as module
+from captionlib.storage.access import AccessSettings
+from captionlib.storage.errors import HostUnreachable, InputFault, RequestFailed
+from captionlib.storage.hosts import Hosts
+from captionlib.storage.http import HttpClient
 
 
 class Server:

@@ -1,17 +1,13 @@
-"""Checks and cleans paths and URLs that a person typed."""
+"""Checks paths of jobs that run in the copy of the code that `ray job submit` makes."""
 
 from __future__ import annotations
 
 import os
 
 from captionlib.errors import UserError
+from captionlib.storage.paths import is_local
 
 _PACKAGE = "/runtime_resources/working_dir_files/"
-
-
-def is_local(path: str) -> bool:
-    """Whether a path is on a local or mounted disk rather than a URL."""
-    return "://" not in path or path.startswith("/")
 
 
 def check_paths_outlive_job(*paths: str) -> None:
