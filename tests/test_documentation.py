@@ -1,0 +1,53 @@
+"""The commands and programs in the documentation name what exists."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "jobs/README.md", "jobs/cluster/templates/README.md", "captionlib/pretrained/RESULTS.md")
+
+
+def blocks(language: str) -> Iterator[tuple[str, str]]:
+    """(page, text) of each block of code in a language."""
+    for page in PAGES:
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE):
+            yield page, match[1]
+
+
+def commands() -> list[tuple[str, str, list[str]]]:
+    """(page, job, arguments) of each `python -m jobs.…`."""
+    found = []
+    for page, text in blocks("console"):
+        for line in text.replace("\\\n", " ").splitlines():
+            match = re.search(r"python -m jobs\.(\w+) (.*)", line)
+            if match is not None and "…" not in match[2]:
+                found.append((page, match[1], shlex.split(match[2], comments=True)))
+    return found
+
+
+def test_there_are_commands() -> None:
+    assert len(commands()) > 20
+    assert {job for _, job, _ in commands()} >= {"caption", "train", "evaluate", "extract_features", "merge"}
+
+
+@pytest.mark.parametrize(("page", "job", "arguments"), commands(), ids=lambda value: " ".join(value)[:60])
+def test_commands_have_only_flags_that_exist(
+    page: str, job: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.cli.exit_codes.run_command", lambda prog, run: 0)
+    assert importlib.import_module(f"jobs.{job}").main(arguments) == 0
+
+
+@pytest.mark.parametrize(("page", "text"), list(blocks("python")), ids=lambda value: value[:40])
+def test_programs_import_what_exists(page: str, text: str) -> None:
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(compile(ast.Module([node], []), page, "exec"), {})
