@@ -6,6 +6,7 @@ which images remain, writing a file twice replaces it, and `pandas.read_parquet(
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import time
@@ -25,6 +26,8 @@ from jobs.outputs.id_ranges import IdRange, cut, without_covered
 
 ROWS_PER_FILE = 50_000
 """Approximate number of rows per file after `compact`."""
+LISTINGS = 3
+"""Number of listings with which counting is tried while another job on the same output merges its files."""
 MERGES_AT_ONCE = 4
 """Number of files that `compact` writes concurrently; limits its memory."""
 LARGEST_CHUNK = 2_048
@@ -151,7 +154,14 @@ class ChunkFiles:
         return counted
 
     def totals(self) -> FileCounts:
-        """Count the rows of all files. Each costs a request, so the job does this as rarely as possible."""
+        """Count the rows of all files. Each costs a request, so the job does this as rarely as possible.
+
+        Raises:
+            FileNotFoundError: files are deleted again and again while they are counted.
+        """
+        for _ in range(LISTINGS - 1):
+            with contextlib.suppress(FileNotFoundError):  # another job on the same output has merged it meanwhile
+                return sum_counts(self.count(self.finished()).values())
         return sum_counts(self.count(self.finished()).values())
 
     def tidy(self) -> None:
@@ -165,7 +175,8 @@ class ChunkFiles:
     def compact(self, target_rows: int = ROWS_PER_FILE) -> None:
         """Merge adjacent small files into files of about `target_rows` rows.
 
-        After a crash, small files may exist beside the merged file; `tidy` deletes them.
+        After a crash, small files may exist beside the merged file; `tidy` deletes them. Files that another job on the
+        same output has merged and deleted meanwhile are left to that job.
         """
         with ThreadPoolExecutor(MERGES_AT_ONCE) as pool:
             list(pool.map(self._merge_files, adjacent_groups(self.finished(), target_rows)))
@@ -212,7 +223,10 @@ class ChunkFiles:
         return self.folder.read_with(self._name(ids), _count_rows)
 
     def _merge_files(self, group: Sequence[IdRange]) -> None:
-        merged = pa.concat_tables(self._parallel(self.read, group))
+        try:
+            merged = pa.concat_tables(self._parallel(self.read, group))
+        except FileNotFoundError:
+            return
         self.write(IdRange(group[0].first, group[-1].last), merged)
         self._parallel(self.folder.delete, [self._name(ids) for ids in group])
 

@@ -80,6 +80,23 @@ def test_compaction_keeps_every_row(files):
     assert files.metadata(IdRange(20, 30)) == {"model": "f00"}
 
 
+def test_another_job_that_merges_the_same_files(files, monkeypatch):
+    """Its files may go between our listing and our reading."""
+    write(files, (0, 4, 2), (5, 9))
+    before, listed = contents(files), files.finished()
+    files.compact(target_rows=10)
+    listings = [listed]
+    finished = ChunkFiles.finished
+    monkeypatch.setattr(ChunkFiles, "finished", lambda self: listings.pop() if listings else finished(self))
+    files.compact(target_rows=10)
+    assert contents(files) == before
+    listings.append(listed)
+    assert files.totals() == FileCounts(9, 1)
+    listings += [listed] * 3
+    with pytest.raises(FileNotFoundError):
+        files.totals()
+
+
 def test_compaction_killed_before_it_deletes(files, monkeypatch):
     write(files, (0, 4, 2), (5, 9))
     before = contents(files)
