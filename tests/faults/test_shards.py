@@ -34,8 +34,7 @@ def test_a_merge_in_a_bucket_that_is_killed(store: ObjectStore, model: Path, pla
 
     killed = merge()
     assert wait_until(lambda: bool(output.chunks()), PATIENCE)
-    killed.end()
-    assert "run.json" not in output.objects() or killed.wait(PATIENCE) == 0  # it may have been faster
+    killed.end()  # perhaps only after it has written run.json, as its last act
     code, log = run_job(place, OWNER.env(store.url), source, output.url, model, *flags, name="too early")
     assert (code == 2 and "jobs.merge" in log) or "run.json" in output.objects(), log
 
