@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import exit_codes
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "jobs/README.md", "jobs/cluster/templates/README.md", "captionlib/pretrained/RESULTS.md")
 
@@ -38,12 +40,16 @@ def test_there_are_commands() -> None:
     assert {job for _, job, _ in commands()} >= {"caption", "train", "evaluate", "extract_features", "merge"}
 
 
-@pytest.mark.parametrize(("page", "job", "arguments"), commands(), ids=lambda value: " ".join(value)[:60])
+@pytest.mark.parametrize(
+    ("page", "job", "arguments"), commands(), ids=[f"{job} {' '.join(rest)[:50]}" for _, job, rest in commands()]
+)
 def test_commands_have_only_flags_that_exist(
     page: str, job: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.cli.exit_codes.run_command", lambda prog, run: 0)
-    assert importlib.import_module(f"jobs.{job}").main(arguments) == 0
+    module = importlib.import_module(f"jobs.{job}")
+    for place in (exit_codes, module):  # some commands import it at their top, others when they are run
+        monkeypatch.setattr(place, "run_command", lambda prog, run: 0, raising=False)
+    assert module.main(arguments) == 0
 
 
 @pytest.mark.parametrize(("page", "text"), list(blocks("python")), ids=lambda value: value[:40])
