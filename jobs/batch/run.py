@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from captionlib.cache import cache_folder
 from captionlib.errors import UserError
 from captionlib.masking import masked
 from captionlib.storage.folder import Folder
@@ -266,17 +269,27 @@ def _with_own_names(job: BatchJob, manifest: Manifest) -> BatchJob:
 
 def _incomplete(error: Exception, files: ChunkFiles, manifest: Manifest) -> JobIncomplete:
     """Return the reason for stopping together with the number of images that remain."""
+    reason = _full_disks(files.folder) if isinstance(error, OSError) and error.errno == errno.ENOSPC else str(error)
     try:
         counts = files.totals()
         left = manifest.num_images - counts.done - counts.failed
     except (OSError, ValueError):  # the output itself is what fails
-        return JobIncomplete(f"{error}. {RESUME_HINT}")
+        return JobIncomplete(f"{reason}. {RESUME_HINT}")
     if not left:
-        return JobIncomplete(f"{error}. All images have a row; run the same command again to finish")
+        return JobIncomplete(f"{reason}. All images have a row; run the same command again to finish")
     images = "1 image is" if left == 1 else f"{left:,} images are"
     return JobIncomplete(
-        f"{images} not done: {error}. Finished rows are kept; run the same command again for the others"
+        f"{images} not done: {reason}. Finished rows are kept; run the same command again for the others"
     )
+
+
+def _full_disks(output: Folder) -> str:
+    """Return the message for a full disk, with the folders of this machine that a job writes to."""
+    ray = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    folders = [f"Ray's files ({ray}; RAY_TMPDIR moves them)", f"the cache ({cache_folder('')})"]
+    if output.is_local:
+        folders.insert(0, f"the output ({output.url})")
+    return f"a disk is full: make room on that of {', '.join(folders[:-1])} or {folders[-1]}"
 
 
 def _count(files: ChunkFiles, manifest: Manifest) -> Counts:

@@ -244,3 +244,19 @@ def test_killed_in_the_middle_nothing_is_lost_or_done_twice(tmp_path, make_image
     assert outcome.images == 60 - 8 * len(finished)
     assert outcome.counts == (60, 0)
     assert_every_image_once(output, 60)
+
+
+def test_a_full_disk_is_looked_for_where_a_job_writes(tmp_path, make_images, monkeypatch):
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("RAY_TMPDIR", "/somewhere/ray")
+    monkeypatch.setenv("CAPTIONLIB_CACHE", "/somewhere/cache")
+    monkeypatch.setattr("jobs.batch.rounds.Rounds.run", full)
+    with pytest.raises(JobIncomplete) as caught:
+        run_stub(make_images(2), tmp_path / "out")
+    assert str(caught.value) == (
+        f"2 images are not done: a disk is full: make room on that of the output ({tmp_path}/out/captions), "
+        "Ray's files (/somewhere/ray; RAY_TMPDIR moves them) or the cache (/somewhere/cache). Finished rows are kept; "
+        "run the same command again for the others"
+    )
