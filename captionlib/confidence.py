@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # checkpoints are read without importing PyTorch
     from torch import Tensor
 
     from captionlib.search import Hypothesis
+    from captionlib.word_detector import DetectedWords
 
 SIGNALS = (
     "log_prob",
@@ -37,6 +38,10 @@ SIGNALS = (
     "feature_norm",
 )
 """Names of the signals, in the order of `Evidence.signals`; `evidence` computes them."""
+DETECTOR_SIGNALS = ("detected", "detected_share", "detected_gain", "detectable")
+"""Names of the signals of a word detector, of captioners that have one: how probable the content words of the caption
+are, each weighted by -log of its frequency; how much of what the detector expects they cover; how much more probable
+they are than in other images; how much the detector expects of this image at all."""
 RIGHT_ABOVE = 0.5
 """CIDEr-D of an image above which its caption counts as right."""
 
@@ -47,10 +52,12 @@ class Evidence:
 
     words: tuple[str, ...]
     signals: tuple[float, ...]
-    """One number for each of `SIGNALS`."""
+    """One number for each of `SIGNALS`, and of `DETECTOR_SIGNALS` if there is a word detector."""
 
 
-def evidence(hypothesis: Hypothesis, words: Sequence[str], feature_norm: float) -> Evidence:
+def evidence(
+    hypothesis: Hypothesis, words: Sequence[str], feature_norm: float, detected: DetectedWords | None = None
+) -> Evidence:
     """Collect the evidence about a caption.
 
     "Rare" weighs each word by the logarithm of its place in the vocabulary, whose words are in the order of their
@@ -60,6 +67,7 @@ def evidence(hypothesis: Hypothesis, words: Sequence[str], feature_norm: float) 
         hypothesis: from a search that kept its steps.
         words: the words of the hypothesis.
         feature_norm: Euclidean norm of the image's mean feature vector.
+        detected: what the captioner's word detector says about the image, if it has one.
 
     Raises:
         UserError: the search did not keep its steps.
@@ -84,7 +92,7 @@ def evidence(hypothesis: Hypothesis, words: Sequence[str], feature_norm: float) 
         feature_norm,
     )
     assert len(signals) == len(SIGNALS)
-    return Evidence(tuple(words), signals)
+    return Evidence(tuple(words), signals if detected is None else signals + detected.signals(hypothesis.tokens))
 
 
 def mean_feature_norms(features: Tensor) -> list[float]:
@@ -117,11 +125,11 @@ class Calibration:
 
     def __post_init__(self) -> None:
         names = tuple(name for name, *_ in self.signals)
-        if names != SIGNALS:
+        if names not in (SIGNALS, SIGNALS + DETECTOR_SIGNALS):
             raise UserError(
                 f"confidence was fitted on the signals {', '.join(names)}, and this version of the project computes "
-                f'{", ".join(SIGNALS)}: take "confidence" out of config.json, and calibrate with python -m '
-                "jobs.calibrate"
+                f"{', '.join(SIGNALS + DETECTOR_SIGNALS)}: "
+                'take "confidence" out of config.json, and calibrate with python -m jobs.calibrate'
             )
 
     def __call__(self, found: Evidence) -> float:
@@ -162,17 +170,18 @@ class Fitter:
             )
         counts = Counter(word for one in found for word in set(one.words))
         words = [word for word, count in counts.most_common(self.num_words) if count >= self.min_captions]
+        names = (SIGNALS + DETECTOR_SIGNALS)[: len(found[0].signals)]
         inputs = np.concatenate([_signals(found), _words(found, words)], axis=1)  # (M, F)
         mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
         scale[scale == 0] = 1.0
-        penalties = np.array([self.ridge / 10] * len(SIGNALS) + [self.ridge] * len(words))
+        penalties = np.array([self.ridge / 10] * len(names) + [self.ridge] * len(words))
         weights, bias = _logistic_regression((inputs - mean) / scale, right, penalties)
-        of_signals, of_words = weights[: len(SIGNALS)], weights[len(SIGNALS) :] / scale[len(SIGNALS) :]
-        signals = zip(SIGNALS, mean.tolist(), scale.tolist(), of_signals.tolist(), strict=False)
+        of_signals, of_words = weights[: len(names)], weights[len(names) :] / scale[len(names) :]
+        signals = zip(names, mean.tolist(), scale.tolist(), of_signals.tolist(), strict=False)
         return Calibration(
             signals=tuple(signals),
             words=tuple(zip(words, of_words.tolist(), strict=True)),
-            bias=float(bias - of_words @ mean[len(SIGNALS) :]),
+            bias=float(bias - of_words @ mean[len(names) :]),
             num_captions=len(right),
             num_right=int(right.sum()),
         )

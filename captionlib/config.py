@@ -123,6 +123,18 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """The network that predicts the words of an image, see `captionlib.word_detector`."""
+
+    hidden_dim: int = 512
+    """Width of the hidden layer."""
+    dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "detector.", hidden_dim=at_least(1), dropout=BELOW_ONE)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How captions are generated. Two runs with the same settings give the same captions."""
 
@@ -147,6 +159,10 @@ class SearchConfig:
     diversity_groups: int = 1
     """Number of groups of diverse beam search (Vijayakumar et al. 2018); must divide `beam_width`."""
     diversity_strength: float = 0.5
+    detector_weight: float = 0.0
+    """The captions of a beam are re-ranked: this weight times the mean log-probability of a caption's content words in
+    the word detector is added to its score. 0 disables this, and is for checkpoints without a word detector (see
+    `jobs.train_detector`)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -164,6 +180,7 @@ class SearchConfig:
             top_k=NOT_NEGATIVE,
             seed=NOT_NEGATIVE,
             length_penalty=NOT_NEGATIVE,
+            detector_weight=NOT_NEGATIVE,
             temperature=POSITIVE,
             top_p=ABOVE_ZERO,
         )
@@ -183,7 +200,7 @@ class SearchConfig:
     def unused(self) -> dict[str, str]:
         """Return the names of settings that have no effect on the captions, each with the search that ignores it."""
         kind = {"greedy": "greedy search", "sample": "sampling", "beam": "beam search"}[self.method]
-        beam = ("beam_width", "diversity_groups", "diversity_strength")
+        beam = ("beam_width", "diversity_groups", "diversity_strength", "detector_weight")
         sampling = ("temperature", "top_k", "top_p", "seed")
         if self.method == "beam":
             found = dict.fromkeys(sampling, kind)
@@ -191,6 +208,23 @@ class SearchConfig:
         found = dict.fromkeys((*beam, *(sampling if self.method == "greedy" else ())), kind)
         # A single caption is not ranked; samples are, by their length-normalised log-probability.
         return found if self.num_captions > 1 else found | {"length_penalty": f"{kind} of one caption"}
+
+    @property
+    def reranks(self) -> bool:
+        """Whether captions are re-ranked by a word detector."""
+        return self.method == "beam" and self.detector_weight > 0
+
+    def check_detector(self, *, exists: bool) -> None:
+        """Check that there is a word detector if this search needs one.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.reranks and not exists:
+            raise UserError(
+                f"search.detector_weight {self.detector_weight} re-ranks captions by a word detector, and this "
+                "captioner has none: set it to 0, or add one with python -m jobs.train_detector"
+            )
 
     def effective(self) -> SearchConfig:
         """Return the same search with unused settings at their defaults, so that equal searches compare equal."""
@@ -204,6 +238,8 @@ class ModelConfig:
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    detector: DetectorConfig | None = None
+    """The word detector; None if the captioner has none."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:

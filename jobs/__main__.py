@@ -15,6 +15,7 @@ COMMANDS = {
     "extract-features": "Run an encoder over images once, for many trainings.",
     "merge": "Merge the outputs of runs with --shard.",
     "evaluate": "Score captions against references.",
+    "train-detector": "Train the word detector of a checkpoint, which re-ranks its captions.",
     "calibrate": "Teach a checkpoint how far to trust its captions.",
     "benchmark": "Measure this machine on your images, and estimate hours and cost.",
     "quantize": "Convert the encoder of a checkpoint to 8-bit integers.",

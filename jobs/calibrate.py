@@ -75,10 +75,11 @@ def calibrate(settings: CalibrateSettings) -> int:
     from captionlib.checkpoints import CONFIG, add_confidence, load_checkpoint, resolve_checkpoint
     from captionlib.confidence import Fitter, cross_validated
     from captionlib.metrics.calibration import area_under_roc, expected_calibration_error, reliability
+    from jobs.evaluation.inputs import read_captioned_images
 
     if not settings.data:
         raise UserError("give at least one data set of images with captions, such as --data flickr8k,flickr8k,dev")
-    datasets = [(text, read_data(text)) for text in settings.data]
+    datasets = [(text, read_captioned_images("--data", text)) for text in settings.data]
     directory = resolve_checkpoint(settings.model)
     predictor = Predictor(load_checkpoint(directory))
     output = Folder.of(settings.output)
@@ -120,22 +121,6 @@ def calibrate(settings: CalibrateSettings) -> int:
             print(f"{low:.1f} to {high:.1f}  {count:8d}  {mean:.3f}  {share:.3f}")
     print(f"written to {output.url}")
     return 0
-
-
-def read_data(text: str) -> list[CaptionedImage]:
-    """Read the images and captions of one `--data`.
-
-    Raises:
-        UserError: the text is not KIND,PATH,SPLIT or KIND,PATH,SPLIT,IMAGES, or the data set is faulty.
-    """
-    from jobs.evaluation.inputs import read_references
-
-    parts = text.split(",")
-    if len(parts) not in (3, 4):
-        raise UserError(f"--data {text}: expected KIND,PATH,SPLIT or KIND,PATH,SPLIT,IMAGES")
-    kind, path, split = parts[:3]
-    images_root = parts[3] if len(parts) == 4 else None
-    return read_references(kind, path, split=split, split_file=None, images_root=images_root)
 
 
 def judge(predictor: Predictor, images: Sequence[CaptionedImage]) -> tuple[list[Evidence], list[bool]]:

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = (
     "version", "errors", "ranges", "masking", "storage", "config", "text", "vocabulary", "devices", "cache", "images",
-    "datasets", "metrics", "report", "features", "encoders", "decoders", "search", "confidence", "checkpoints",
-    "engines", "captioners", "training",
+    "datasets", "metrics", "report", "features", "encoders", "decoders", "word_detector", "search", "confidence",
+    "checkpoints", "engines", "captioners", "training",
 )  # fmt: skip
 JOBS = ("cli", "inputs", "outputs", "cluster", "batch", "merging", "training", "evaluation", "benchmarking")
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate",
     "benchmark",
     "quantize",
+    "train_detector",
     "calibrate",
     "merge",
 }

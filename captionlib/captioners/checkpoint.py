@@ -156,6 +156,7 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenCh
         raise UserError(
             f"the checkpoint {model} has no encoder in 8-bit integers: make one that has with python -m jobs.quantize"
         )
+    search.check_detector(exists=config.model.detector is not None)
     # Each machine opens the checkpoint itself: at the same path, or from a URL.
     is_elsewhere = model == "default" or "://" in model
     return OpenCheckpoint(

@@ -31,6 +31,7 @@ from captionlib.images.decode_pixels import decode_pixels
 from captionlib.images.pixels import to_pixels
 from captionlib.search import Hypothesis
 from captionlib.text import detokenize
+from captionlib.word_detector import DetectedWords, WordDetector
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,9 +73,12 @@ class Predictor:
         settings = checkpoint.model
         encoder = None if settings.encoder.kind == "vectors" else build_encoder(settings.encoder)
         decoder = build_decoder(settings.decoder, settings.encoder.feature_dim, len(self.vocabulary))
-        load_weights(Captioner(encoder, decoder), checkpoint.weights, "the checkpoint")
+        detector = None
+        if settings.detector is not None:
+            detector = WordDetector(settings.detector, settings.encoder.feature_dim, len(self.vocabulary))
+        load_weights(Captioner(encoder, decoder, detector), checkpoint.weights, "the checkpoint")
         # The engine holds its own form of the encoder, so the captioner is built without one to save memory.
-        self.captioner = Captioner(None, decoder).to(self.device).eval()
+        self.captioner = Captioner(None, decoder, detector).to(self.device).eval()
         self._one_search = contextlib.nullcontext() if self.device.type == "cpu" else threading.Lock()
         if self.device.type == "cuda":
             # TF32 makes the matrix products of the decoder several times faster.
@@ -186,12 +190,13 @@ class Predictor:
     def _caption(
         self, features: Tensor, search: SearchConfig | None, image_ids: Sequence[int] | None
     ) -> list[list[Caption]]:
-        found = self._find(features, search, image_ids, keep_steps=self.calibration is not None)
-        norms = mean_feature_norms(features)
+        calibrated = self.calibration is not None
+        found, detected = self._find(features, search, image_ids, keep_steps=calibrated)
+        norms = mean_feature_norms(features) if calibrated else [0.0] * len(found)
         limit = (search or self.search).max_tokens
         return [
-            [self._read(hypothesis, limit, norm) for hypothesis in hypotheses]
-            for hypotheses, norm in zip(found, norms, strict=True)
+            [self._read(hypothesis, limit, norm, words) for hypothesis in hypotheses]
+            for hypotheses, norm, words in zip(found, norms, detected, strict=True)
         ]
 
     def evidence(self, pixels: np.ndarray, search: SearchConfig | None = None) -> list[tuple[str, Evidence]]:
@@ -208,29 +213,33 @@ class Predictor:
             ValueError: the model gave an image no caption.
         """
         features = self._encode(pixels)
-        found = self._find(features, search, None, keep_steps=True)
-        norms = mean_feature_norms(features)
-        best = [(hypotheses[0], norm) for hypotheses, norm in zip(found, norms, strict=True)]
-        words = [self.vocabulary.decode(hypothesis.tokens) for hypothesis, _ in best]
+        found, detected = self._find(features, search, None, keep_steps=True)
+        best = [hypotheses[0] for hypotheses in found]
+        captions = [self.vocabulary.decode(hypothesis.tokens) for hypothesis in best]
+        rows = zip(best, captions, mean_feature_norms(features), detected, strict=True)
         return [
-            (detokenize(of_image), evidence(hypothesis, of_image, norm))
-            for (hypothesis, norm), of_image in zip(best, words, strict=True)
+            (detokenize(caption), evidence(hypothesis, caption, norm, words))
+            for hypothesis, caption, norm, words in rows
         ]
 
     def _find(
         self, features: Tensor, search: SearchConfig | None, image_ids: Sequence[int] | None, *, keep_steps: bool
-    ) -> list[list[Hypothesis]]:
+    ) -> tuple[list[list[Hypothesis]], Sequence[DetectedWords | None]]:
+        """Search; return the captions of each image, and what the word detector says about it."""
         # Two concurrent searches would only share the device. Meanwhile a second thread can encode its batch.
         with self._one_search:
-            return self.captioner.caption_features(
-                features.to(self.device), search or self.search, image_ids, keep_steps=keep_steps
+            features = features.to(self.device)
+            detected = self.captioner.detect(features)
+            found = self.captioner.caption_features(
+                features, search or self.search, image_ids, keep_steps=keep_steps, detected=detected
             )
+        return found, detected or [None] * len(found)
 
-    def _read(self, hypothesis: Hypothesis, limit: int, feature_norm: float) -> Caption:
+    def _read(self, hypothesis: Hypothesis, limit: int, feature_norm: float, detected: DetectedWords | None) -> Caption:
         words = self.vocabulary.decode(hypothesis.tokens)
         confidence = None
         if self.calibration is not None and hypothesis.word_log_probs:
-            confidence = self.calibration(evidence(hypothesis, words, feature_norm))
+            confidence = self.calibration(evidence(hypothesis, words, feature_norm, detected))
         reason: FinishReason = "length" if len(words) >= limit else "end"
         return Caption(detokenize(words), hypothesis.log_prob, len(words), reason, confidence)
 

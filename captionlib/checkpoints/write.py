@@ -1,4 +1,4 @@
-"""Writes checkpoints, and adds to them what `jobs.quantize` and `jobs.calibrate` have made."""
+"""Writes checkpoints, and adds to them what `jobs.quantize`, `jobs.train_detector` and `jobs.calibrate` have made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from captionlib.checkpoints.files import (
 )
 from captionlib.checkpoints.weights import stored_tensors
 from captionlib.confidence import Calibration
-from captionlib.config import ModelConfig, SearchConfig, to_dict
+from captionlib.config import DetectorConfig, ModelConfig, SearchConfig, to_dict
 from captionlib.errors import UserError
 from captionlib.vocabulary import Vocabulary
 
@@ -66,6 +66,34 @@ def add_int8_encoder(directory: str | Path, graph: bytes) -> None:
     directory = Path(directory)
     data = read_json(directory)
     (directory / INT8_ENCODER).write_bytes(graph)
+    data["fingerprint"] = fingerprint(directory, data)
+    (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def add_detector(directory: str | Path, detector: nn.Module, config: DetectorConfig, weight: float) -> None:
+    """Add a word detector to a checkpoint, replacing one that it may have.
+
+    A calibration is removed, because it was fitted to other captions and other evidence.
+
+    Args:
+        detector: a `captionlib.word_detector.WordDetector` for the checkpoint's features and vocabulary.
+        config: settings of the detector.
+        weight: `detector_weight` of the checkpoint's search.
+
+    Raises:
+        UserError: a weight is infinite or NaN.
+    """
+    from safetensors.torch import load_file, save_file
+
+    directory = Path(directory)
+    data = read_json(directory)
+    path = directory / WEIGHTS
+    weights = {name: value for name, value in load_file(path).items() if not name.startswith("detector.")}
+    weights |= {f"detector.{name}": _compact(name, value) for name, value in stored_tensors(detector).items()}
+    save_file(weights, path)
+    data["model"]["detector"] = to_dict(config)
+    data["search"]["detector_weight"] = weight
+    data.pop("confidence", None)
     data["fingerprint"] = fingerprint(directory, data)
     (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 

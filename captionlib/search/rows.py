@@ -6,6 +6,7 @@ Shapes: as in `captionlib.search`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from captionlib.config import SearchConfig
 from captionlib.devices import to_device
 from captionlib.vocabulary import BOS, EOS, PAD
 
+T = TypeVar("T", Tensor, float)
 State = dict[str, Tensor]
 Memory = dict[str, Tensor]
 
@@ -170,10 +172,10 @@ class Rows:
             self._found[self._places[place]] = list(found.values())[: config.num_captions]
 
 
-def rank(log_probs: Tensor, lengths: Tensor | float, config: SearchConfig) -> Tensor:
+def rank(log_probs: T, lengths: Tensor | float, config: SearchConfig) -> T:
     """Compute the score of hypotheses: log-probability / length ** length_penalty (Wu et al. 2016, section 7, with the
     length instead of (5 + length) / 6)."""
-    return log_probs / lengths**config.length_penalty if config.length_penalty else log_probs
+    return log_probs / lengths**config.length_penalty if config.length_penalty else log_probs  # type: ignore[return-value]
 
 
 def _select(tensors: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:

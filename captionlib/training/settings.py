@@ -173,3 +173,19 @@ weights themselves.
         forcing = self.teacher_forcing
         if self.self_critical.weight and (forcing.schedule != "constant" or forcing.start < 1):
             raise UserError("self-critical training scores whole captions: it needs constant teacher forcing of 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorTraining:
+    """Settings of the training of a word detector, see `captionlib.training.detector`."""
+
+    epochs: int = 10
+    images_per_step: int = 64
+    learning_rate: float = 1e-3
+    """Learning rate of Adam in the first step; it falls to 0 on a cosine."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, "training.", epochs=at_least(1), images_per_step=at_least(1), learning_rate=POSITIVE, seed=at_least(0)
+        )

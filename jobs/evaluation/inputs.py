@@ -73,6 +73,20 @@ def read_references(
     return read_dataset(kind, split=split, split_file=split_file, captions_file=path, images_root=folder)
 
 
+def read_captioned_images(flag: str, text: str) -> list[CaptionedImage]:
+    """Read the images and captions of a flag whose value is KIND,PATH,SPLIT or KIND,PATH,SPLIT,IMAGES.
+
+    Raises:
+        UserError: the text has another form, or the data set is faulty.
+    """
+    parts = text.split(",")
+    if len(parts) not in (3, 4):
+        raise UserError(f"{flag} {text}: expected KIND,PATH,SPLIT or KIND,PATH,SPLIT,IMAGES")
+    kind, path, split = parts[:3]
+    images_root = parts[3] if len(parts) == 4 else None
+    return read_references(kind, path, split=split, split_file=None, images_root=images_root)
+
+
 def read_captions(path: str, numbered: Callable[[], Mapping[int, str]]) -> Iterator[CaptionRow]:
     """Read captions from a folder of Parquet files, a Parquet file, or JSON in the format of COCO results.
 

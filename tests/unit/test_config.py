@@ -40,7 +40,7 @@ def test_a_default_is_taken_for_what_is_not_said() -> None:
     ("data", "message"),
     [
         ({"encoder": {"nmae": "x"}}, r"model\.encoder: unknown setting 'nmae'; known: feature_dim, features, kind,"),
-        ({"colour": 1}, "model: unknown setting 'colour'; known: decoder, encoder"),
+        ({"colour": 1}, "model: unknown setting 'colour'; known: decoder, detector, encoder"),
         ({"encoder": 3}, r"model\.encoder: expected a group of settings, got 3"),
         ({"encoder": {"kind": "torch"}}, r"model\.encoder\.kind: 'torch' is none of efficientnet_lite, torchvision"),
         ({"encoder": {"feature_dim": "9"}}, r"model\.encoder\.feature_dim: expected int, got '9'"),
@@ -134,7 +134,9 @@ def test_messages_name_the_place(data: Any, message: str) -> None:
     ],
 )
 def test_what_a_search_does_not_use(search: SearchConfig, unused: set[str]) -> None:
-    assert set(search.unused()) - {"diversity_groups", "diversity_strength"} == unused - {"diversity_strength"}
+    others = {"diversity_groups", "diversity_strength", "detector_weight"}
+    assert set(search.unused()) - others == unused - others
+    assert ("detector_weight" in search.unused()) == (search.method != "beam")
     assert ("diversity_strength" in search.unused()) == (search.diversity_groups == 1)
 
 

@@ -118,6 +118,7 @@ def _open(name: str, search: SearchConfig, options: CaptionerOptions) -> OpenHub
         NOUN,
         diversity_groups="transformers has no diverse beam search; use sample for captions that differ",
         allow_unk="such models have no unknown word",
+        detector_weight="such models have no word detector",
     )
     prompt = options.read_prompt()
     if prompt is not None and not family.takes_prompt:

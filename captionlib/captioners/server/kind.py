@@ -103,7 +103,15 @@ def _open(model: str, search: SearchConfig, options: CaptionerOptions) -> OpenSe
             raise UserError(f"--endpoint takes no key in its URL: put it into {KEY} in the environment")
     if search.method == "beam":
         raise UserError(f"--search.method beam is not supported by {NOUN}: use greedy or sample")
-    nothing = ("diversity_groups", "min_tokens", "no_repeat_ngram", "length_penalty", "top_k", "allow_unk")
+    nothing = (
+        "diversity_groups",
+        "min_tokens",
+        "no_repeat_ngram",
+        "length_penalty",
+        "top_k",
+        "allow_unk",
+        "detector_weight",
+    )
     refuse(search, NOUN, **dict.fromkeys(nothing, _NO_SUCH_SETTING))
     return OpenServer(
         model=model,
