@@ -2,7 +2,8 @@
 
     config.json        format version, model and search settings, training record
     vocabulary.json    the words
-    model.safetensors  weights of encoder, decoder and word detector, float16
+    model.safetensors  weights of encoder, decoder and word detector, float16; the matrices of the last two may be
+                       8-bit integers
     encoder_int8.onnx  the encoder in 8-bit integers, if `jobs.quantize` has created it
     model_card.md      training data, recipe and scores
 
@@ -21,7 +22,13 @@ from captionlib.checkpoints.files import (
 from captionlib.checkpoints.locate import check_checkpoint_visible, resolve_checkpoint
 from captionlib.checkpoints.read import Checkpoint, CheckpointConfig, check_checkpoint, load_checkpoint, read_config
 from captionlib.checkpoints.weights import load_weights, weights_fingerprint
-from captionlib.checkpoints.write import add_confidence, add_detector, add_int8_encoder, save_checkpoint
+from captionlib.checkpoints.write import (
+    add_confidence,
+    add_detector,
+    add_int8_encoder,
+    compress_weights,
+    save_checkpoint,
+)
 
 __all__ = [
     "CARD",
@@ -38,6 +45,7 @@ __all__ = [
     "check_checkpoint",
     "check_checkpoint_visible",
     "checkpoint_fingerprint",
+    "compress_weights",
     "load_checkpoint",
     "load_weights",
     "read_config",

@@ -10,6 +10,10 @@ from typing import Any
 from captionlib.errors import UserError
 
 FORMAT_VERSION = 2
+COMPRESSED_FORMAT_VERSION = 3
+"""Version of checkpoints with matrices in 8-bit integers (see `captionlib.checkpoints.eight_bits`). Versions of the
+project that cannot read these refuse it.
+"""
 CONFIG, VOCABULARY, WEIGHTS, CARD = "config.json", "vocabulary.json", "model.safetensors", "model_card.md"
 INT8_ENCODER = "encoder_int8.onnx"
 
@@ -43,10 +47,10 @@ def read_json(directory: Path) -> dict[str, Any]:
         version = data["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path, f"it is no checkpoint's {CONFIG}") from error
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, COMPRESSED_FORMAT_VERSION):
         raise CheckpointError(
-            f"{path} is of format {version!r} and this version of the project reads format {FORMAT_VERSION}: "
-            "use the version that wrote it, or train anew"
+            f"{path} is of format {version!r} and this version of the project reads formats "
+            f"{FORMAT_VERSION} and {COMPRESSED_FORMAT_VERSION}: use the version that wrote it, or train anew"
         )
     return dict(data)
 

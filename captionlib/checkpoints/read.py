@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captionlib.checkpoints.eight_bits import decompress
 from captionlib.checkpoints.files import (
     CONFIG,
     INT8_ENCODER,
@@ -88,7 +89,8 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: as `check_checkpoint`, or a file has changed since it was written.
+        CheckpointError: as `check_checkpoint`, a file has changed since it was written, or 8-bit integers do not fit
+            their scales.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -99,9 +101,10 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     if read_json(directory).get("fingerprint", fingerprint) != fingerprint:
         raise damaged(directory, "its files are not those that were written together")
     try:
-        weights = load_file(directory / WEIGHTS)
+        stored = load_file(directory / WEIGHTS)
     except SafetensorError as error:
         raise damaged(directory / WEIGHTS, str(error)) from error
+    weights = decompress(stored, directory / WEIGHTS)
     return Checkpoint(
         **vars(read_config(directory)),
         vocabulary=_read_vocabulary(directory),

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from captionlib.checkpoints.files import CheckpointError
+from captionlib.errors import UserError
 
 if TYPE_CHECKING:  # the driver of a job reads checkpoints and should start without importing PyTorch
     from torch import Tensor, nn
@@ -19,8 +20,21 @@ def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if not name.endswith(_NOT_STORED)}
 
 
+def check_finite(name: str, value: Tensor) -> None:
+    """Check a tensor that a checkpoint is to store.
+
+    Raises:
+        UserError: an element is infinite or NaN.
+    """
+    if not bool(value.isfinite().all()):
+        raise UserError(f"the weights {name} are not finite: take an earlier state of the training")
+
+
 def weights_fingerprint(module: nn.Module) -> str:
-    """Return 16 hexadecimal digits that identify a module's weights, rounded to float16 as in checkpoints."""
+    """Return 16 hexadecimal digits that identify a module's weights, rounded to float16 as in checkpoints.
+
+    An encoder keeps it when it is saved and loaded. A decoder does not if its checkpoint is compressed.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(stored_tensors(module).items()):
         digest.update(name.encode())

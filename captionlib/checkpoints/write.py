@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captionlib.checkpoints.eight_bits import compress
 from captionlib.checkpoints.files import (
     CARD,
+    COMPRESSED_FORMAT_VERSION,
     CONFIG,
     FORMAT_VERSION,
     INT8_ENCODER,
@@ -16,10 +18,10 @@ from captionlib.checkpoints.files import (
     fingerprint,
     read_json,
 )
-from captionlib.checkpoints.weights import stored_tensors
+from captionlib.checkpoints.read import check_checkpoint
+from captionlib.checkpoints.weights import check_finite, stored_tensors
 from captionlib.confidence import Calibration
 from captionlib.config import DetectorConfig, ModelConfig, SearchConfig, to_dict
-from captionlib.errors import UserError
 from captionlib.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -83,19 +85,50 @@ def add_detector(directory: str | Path, detector: nn.Module, config: DetectorCon
     Raises:
         UserError: a weight is infinite or NaN.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     directory = Path(directory)
     data = read_json(directory)
     path = directory / WEIGHTS
     weights = {name: value for name, value in load_file(path).items() if not name.startswith("detector.")}
     weights |= {f"detector.{name}": _compact(name, value) for name, value in stored_tensors(detector).items()}
-    save_file(weights, path)
+    _replace_weights(path, weights)
     data["model"]["detector"] = to_dict(config)
     data["search"]["detector_weight"] = weight
     data.pop("confidence", None)
     data["fingerprint"] = fingerprint(directory, data)
     (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def compress_weights(directory: str | Path) -> tuple[int, int]:
+    """Store the large matrices of a checkpoint's decoder as 8-bit integers (see `captionlib.checkpoints.eight_bits`).
+
+    The encoder, and an encoder in 8-bit integers, stay as they are. A checkpoint that is compressed already, or that
+    has no large matrix, is not changed.
+
+    Returns:
+        The bytes of model.safetensors before and after.
+
+    Raises:
+        CheckpointError: as `check_checkpoint`.
+        UserError: a weight is infinite or NaN.
+    """
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    check_checkpoint(directory)
+    data = read_json(directory)
+    path = directory / WEIGHTS
+    before = path.stat().st_size
+    weights = load_file(path)
+    compressed = compress(weights)
+    if compressed.keys() == weights.keys():
+        return before, before
+    _replace_weights(path, compressed)
+    data["format"] = COMPRESSED_FORMAT_VERSION
+    data["fingerprint"] = fingerprint(directory, data)
+    (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    return before, path.stat().st_size
 
 
 def add_confidence(directory: str | Path, calibration: Calibration) -> None:
@@ -107,10 +140,18 @@ def add_confidence(directory: str | Path, calibration: Calibration) -> None:
     (directory / CONFIG).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
+def _replace_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write tensors that were read from the same file. They may be a memory map of it, so it is not overwritten."""
+    from safetensors.torch import save
+
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_bytes(save(weights))
+    draft.replace(path)
+
+
 def _compact(name: str, value: Tensor) -> Tensor:
     if not value.is_floating_point():
         return value.contiguous()
-    if not bool(value.isfinite().all()):
-        raise UserError(f"the weights {name} are not finite: take an earlier state of the training")
+    check_finite(name, value)
     half = value.half()
     return (half if bool(half.isfinite().all()) else value).contiguous()

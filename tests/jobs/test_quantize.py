@@ -11,7 +11,7 @@ import pytest
 from stubs import PHOTOS
 
 from captionlib.captioners.predictor import Predictor
-from captionlib.checkpoints import load_checkpoint
+from captionlib.checkpoints import INT8_ENCODER, WEIGHTS, load_checkpoint
 from jobs import caption
 from jobs.quantize import main
 
@@ -50,6 +50,23 @@ def test_the_job_captions_with_integers(
     capfd.readouterr()
     assert caption.main([*arguments[:-1], "openvino"]) == 2
     assert re.search("computed in 8-bit integers in OpenVINO, .* in float32 in OpenVINO", capfd.readouterr().err)
+
+
+def test_the_decoder_can_be_stored_in_integers_too(
+    tmp_path: Path, tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "int8"
+    original = (tiny_checkpoint / WEIGHTS).read_bytes()
+    assert main([str(tiny_checkpoint), str(PHOTOS), str(made), "--sample", "4", "--eight-bit-decoder"]) == 0
+    assert (tiny_checkpoint / WEIGHTS).read_bytes() == original
+    before, after = len(original), (made / WEIGHTS).stat().st_size
+    assert after < before
+    says = f"decoder stored in 8-bit integers: {WEIGHTS} has {after:,} bytes instead of {before:,}\n"
+    assert says in capfd.readouterr().out
+    float_one, int8_one = load_checkpoint(tiny_checkpoint), load_checkpoint(made)
+    assert int8_one.int8_encoder == made / INT8_ENCODER
+    for name, value in float_one.part("encoder").items():
+        assert value.equal(int8_one.part("encoder")[name])
 
 
 def test_wrong_requests(tmp_path: Path, tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:

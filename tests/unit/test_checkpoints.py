@@ -230,7 +230,10 @@ def flip_header(saved: Path) -> None:
         (cut_weights, f"{WEIGHTS} is damaged .*it has .* bytes instead of"),
         (cut_header, f"{WEIGHTS} is damaged .*cut short, at 20 bytes"),
         (flip_header, f"{WEIGHTS} is damaged .*it is no safetensors file"),
-        (lambda saved: edit(saved / CONFIG, lambda data: data.update(format=1)), "is of format 1 .* reads format 2"),
+        (
+            lambda saved: edit(saved / CONFIG, lambda data: data.update(format=1)),
+            "is of format 1 .* reads formats 2 and 3",
+        ),
         (lambda saved: edit(saved / CONFIG, lambda data: data.pop("search")), "'search' is missing"),
         (
             lambda saved: edit(saved / CONFIG, lambda data: data["model"]["decoder"].update(depth=3)),

@@ -14,7 +14,7 @@ import torch
 
 from captionlib.captioners.from_features import Captioner
 from captionlib.captioners.predictor import Predictor
-from captionlib.checkpoints import load_checkpoint, weights_fingerprint
+from captionlib.checkpoints import compress_weights, load_checkpoint, weights_fingerprint
 from captionlib.config import DecoderConfig
 from captionlib.images.decode import decode_image
 from captionlib.images.pixels import to_pixels
@@ -184,3 +184,21 @@ def test_teachers_of_other_features_are_refused(images: Path, tiny_checkpoint: P
     fingerprint = weights_fingerprint(load_encoder(config, teacher))
     write_grid_features(source, names, features, fingerprint, config)
     assert len(prepare(student).teachers) == 1
+
+
+def test_a_compressed_checkpoint_is_a_start_and_a_teacher(images: Path, tiny_checkpoint: Path) -> None:
+    known = load_checkpoint(tiny_checkpoint)
+    config, source, place = known.model.encoder, images.parent / "features.parquet", str(tiny_checkpoint)
+    features = np.zeros((4, config.num_positions, config.feature_dim), np.float32)
+    fingerprint = weights_fingerprint(load_encoder(config, place))
+    write_grid_features(source, [path.name for path in sorted(images.iterdir())], features, fingerprint, config)
+    compress_weights(tiny_checkpoint)
+    student = replace(new_decoder(images, source), start_from=place, decoder=known.model.decoder, teachers=(place,))
+    prepared = prepare(student)
+    compressed = load_checkpoint(tiny_checkpoint)
+    assert prepared.identity()["start_from"] == compressed.fingerprint != known.fingerprint
+    assert find_encoder(prepared) is not None
+    teachers = build_teachers(prepared.teachers, on_images=False)
+    assert teachers is not None
+    for name, value in build_model(prepared).state_dict().items():
+        assert torch.equal(value, compressed.part("decoder")[name]), name
