@@ -70,7 +70,8 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
 
     def weights(self) -> Weights:
         """Matrices of the cell (4H, E) and of the sentinel (H, E), first for the word, then for the image."""
-        return tuple(part for layer in (self.cell.weight_ih, self.sentinel_x.weight) for part in layer.chunk(2, dim=1))
+        cell, sentinel, width = self.cell.weight_ih, self.sentinel_x.weight, self.words.embedding.embedding_dim
+        return cell[:, :width], cell[:, width:], sentinel[:, :width], sentinel[:, width:]
 
     def read(self, word: Tensor, weights: Weights) -> Tensor:
         """The word's part of the inputs of cell and sentinel, with the biases (..., 5H)."""
@@ -90,7 +91,7 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
         image, (_, for_cell, _, for_sentinel) = self.dropout(memory["image"]), weights
         of_image = torch.cat([F.linear(image, for_cell), F.linear(image, for_sentinel)], dim=-1)  # (B, 5H)
         inputs = (read.unflatten(0, (len(image), -1)) + of_image.unsqueeze(1)).flatten(0, 1)  # (R, 5H)
-        of_cell, of_sentinel = inputs.split([4 * h.shape[1], h.shape[1]], dim=1)
+        of_cell, of_sentinel = inputs.unsafe_split_with_sizes([4 * h.shape[1], h.shape[1]], dim=1)
         gate = torch.sigmoid(torch.addmm(of_sentinel, h, self.sentinel_h.weight.t()))  # eq. 9
         h, c = advance_cell(self.cell, of_cell, h, c)
         sentinel = gate * torch.tanh(c)  # (R, H), eq. 10

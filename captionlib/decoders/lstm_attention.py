@@ -61,7 +61,8 @@ class LSTMAttentionDecoder(RecurrentDecoder):
 
     def weights(self) -> Weights:
         """Matrices of the cell for the word (4H, E) and for the context (4H, P)."""
-        return self.cell.weight_ih.split([self.words.embedding.embedding_dim, self.project.out_dim], dim=1)
+        matrix, width = self.cell.weight_ih, self.words.embedding.embedding_dim
+        return matrix[:, :width], matrix[:, width:]
 
     def read(self, word: Tensor, weights: Weights) -> Tensor:
         """The word's part of the cell's input, with the biases (..., 4H)."""

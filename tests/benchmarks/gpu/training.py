@@ -2,8 +2,8 @@
 
     python tests/benchmarks/gpu/training.py [--images-per-step 64] [--num-words 2500] [--lengths 8 17]
 
-Random features of the default encoder's shape, five captions of 12 words an image by default. `steps alone` has its batch on the
-device already; `loop` draws, stacks and copies batches as `jobs.train` does.
+Random features of the default encoder's shape, five captions of 12 words an image by default. `steps alone` has its
+batch on the device already; `loop` draws, stacks and copies batches as `jobs.train` does.
 """
 
 from __future__ import annotations
