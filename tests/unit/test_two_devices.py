@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -129,8 +130,8 @@ def test_the_caption_stage_on_a_device(monkeypatch):
 
 
 def dev_evaluation(search: SearchConfig) -> DevEvaluation:
-    tokens = [[("a", "b", "c"), ("a",)], [("e", "d")]]
-    captions = [tuple(map(" ".join, of_image)) for of_image in tokens]
+    tokens: list[list[Sequence[str]]] = [[("a", "b", "c"), ("a",)], [("e", "d")]]
+    captions = [tuple(" ".join(caption) for caption in of_image) for of_image in tokens]
     vocabulary = Vocabulary([*SPECIAL_WORDS, *"abcdefgh"])
     features = np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float16)
     batches = CaptionBatches(
@@ -138,7 +139,7 @@ def dev_evaluation(search: SearchConfig) -> DevEvaluation:
         [[vocabulary.encode(caption) for caption in of_image] for of_image in tokens],
         images_per_step=2,
     )
-    split = Split(["0.jpg", "1.jpg"], captions, tokens)  # type: ignore[arg-type]
+    split = Split(["0.jpg", "1.jpg"], captions, tokens)
     return DevEvaluation(split, batches, vocabulary, search)
 
 
