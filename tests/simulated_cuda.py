@@ -25,14 +25,15 @@ class Simulated(torch.Tensor):
 
     @staticmethod
     def __new__(cls, values):
-        made = torch.Tensor._make_wrapper_subclass(
-            cls,
-            values.shape,
-            strides=values.stride(),
-            storage_offset=values.storage_offset(),
-            dtype=values.dtype,
-            device=_CUDA,
-        )
+        with torch.inference_mode(False):  # or a view of a parameter could not be made in inference mode
+            made = torch.Tensor._make_wrapper_subclass(
+                cls,
+                values.shape,
+                strides=values.stride(),
+                storage_offset=values.storage_offset(),
+                dtype=values.dtype,
+                device=_CUDA,
+            )
         made.values_on_cpu = values  # type: ignore[attr-defined]
         return made
 

@@ -126,7 +126,8 @@ class LongestFirst:
     """Sorts captions such that those that are not finished at step t form nearly a rectangle.
 
     Images are sorted by their longest caption and captions within an image by length. Step t of a recurrent decoder
-    then needs only the rows `[:images(t), :captions(t)]`, which are slices without a copy.
+    then needs only the rectangle `[:num_images[t], :num_captions[t]]` of captions. S is the number of places in the
+    rectangles of all steps; they are numbered step by step, and within a step image by image.
 
     Everything is computed on the host, where the captions come from, because reading row counts from a device would
     block.
@@ -135,8 +136,10 @@ class LongestFirst:
         tokens: (B, K, T) int64, `<bos>` words `<eos>`, then `<pad>`; a missing caption is all `<pad>`.
     """
 
+    places: Tensor
+    """(S,) int64: index of the word that is read at each place, among the B * K * T sorted tokens."""
     words: Tensor
-    """(M,) int64: indices of the words to predict, among the concatenated rectangles of all steps."""
+    """(M,) int64: places after which there is a word to predict."""
     targets: Tensor
     """(M,) int64: these words."""
     caption_index: Tensor
@@ -150,43 +153,29 @@ class LongestFirst:
             raise ValueError(f"no image of this batch of {len(tokens)} has a caption: leave out images without")
         self.image_order = lengths.amax(dim=1).argsort(descending=True, stable=True)  # (B,)
         tokens, lengths = tokens[self.image_order], lengths[self.image_order]
-        lengths, self.caption_order = lengths.sort(dim=1, descending=True, stable=True)  # (B, K)
+        lengths, caption_order = lengths.sort(dim=1, descending=True, stable=True)  # (B, K)
         rows = self.image_order.unsqueeze(1) * tokens.shape[1]
-        self.captions = rows + self.caption_order  # (B, K) where each caption was: b * K + k
-        self.tokens = tokens.gather(1, self.caption_order.unsqueeze(-1).expand_as(tokens))
-        steps = torch.arange(longest, device=lengths.device)
-        self.active = lengths.unsqueeze(-1) > steps  # (B, K, T - 1)
-        self.num_images = self.active[:, 0].sum(dim=0).tolist()
-        self.num_captions = self.active.any(dim=0).sum(dim=0).tolist()
-        read, targets, caption_index, first = [], [], [], 0
-        for t, (images, captions) in enumerate(zip(self.num_images, self.num_captions, strict=True)):
-            is_word = self.active[:images, :captions, t]
-            read.append(first + is_word.flatten().nonzero().squeeze(1))
-            targets.append(self.tokens[:images, :captions, t + 1][is_word])
-            caption_index.append(self.captions[:images, :captions][is_word])
-            first += images * captions
-        self.words, self.targets, self.caption_index = torch.cat(read), torch.cat(targets), torch.cat(caption_index)
+        self.captions = rows + caption_order  # (B, K) where each caption was: b * K + k
+        self.tokens = tokens.gather(1, caption_order.unsqueeze(-1).expand_as(tokens))
+        active = lengths.unsqueeze(-1) > torch.arange(longest)  # (B, K, longest)
+        has_image, has_caption = active[:, 0], active.any(dim=0)  # (B, longest), (K, longest)
+        self.num_images = has_image.sum(dim=0).tolist()
+        self.num_captions = has_caption.sum(dim=0).tolist()
+        rectangles = _step_by_step(has_image.unsqueeze(1) & has_caption).nonzero().squeeze(1)  # (S,)
+        is_word = _step_by_step(active)[rectangles]  # (S,)
+        index = torch.arange(self.tokens.numel()).view_as(self.tokens)  # (B, K, T)
+        self.places = _step_by_step(index[..., :longest])[rectangles]
+        self.words = is_word.nonzero().squeeze(1)
+        self.targets = self.tokens.flatten()[self.places[self.words] + 1]
+        self.caption_index = self.captions.flatten()[self.places[self.words] // tokens.shape[2]]
 
     def to(self, device: torch.device) -> LongestFirst:
         """Return a copy with its tensors on the device."""
-        for name in (
-            "image_order",
-            "caption_order",
-            "captions",
-            "tokens",
-            "active",
-            "words",
-            "targets",
-            "caption_index",
-        ):
+        for name in ("image_order", "captions", "tokens", "places", "words", "targets", "caption_index"):
             setattr(self, name, to_device(getattr(self, name), device))
         return self
 
-    def restore(self, x: Tensor) -> Tensor:
-        """Reorder (B, K, ...) from this order to the order of the given tokens."""
-        restored = torch.empty_like(x)
-        by_image = torch.empty_like(x)
-        index = self.caption_order.view(*self.caption_order.shape, *[1] * (x.dim() - 2)).expand_as(x)
-        by_image.scatter_(1, index, x)
-        restored[self.image_order] = by_image
-        return restored
+
+def _step_by_step(x: Tensor) -> Tensor:
+    """(B, K, T) → (T * B * K,)."""
+    return x.permute(2, 0, 1).flatten()

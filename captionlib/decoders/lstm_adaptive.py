@@ -9,12 +9,13 @@ Shapes: as in `captionlib.decoders.base`; H width of state and features, E embed
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captionlib.config import DecoderConfig
 from captionlib.decoders.attention import ATTENTION_KINDS, SingleHeadAttention
 from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
-from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, advance_cell
+from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, Weights, advance_cell
 from captionlib.errors import UserError
 
 
@@ -67,18 +68,37 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
         zeros = values.new_zeros(len(values), self.cell.hidden_size)
         return {"h": zeros, "c": zeros, "attention": values.new_zeros(values.shape[:2])}
 
-    def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
-        """Read word and image, then attend with the new state to the positions of the image and the sentinel."""
-        image = self.dropout(memory["image"]).unsqueeze(1).expand(-1, word.shape[1], -1)
-        inputs = torch.cat([WORD_SCALE * word, image], dim=-1)  # (B, K, 2E)
-        gate = torch.sigmoid(self.sentinel_x(inputs) + self.sentinel_h(h))  # eq. 9
-        h, c = advance_cell(self.cell, inputs, h, c)
-        sentinel = gate * torch.tanh(c)  # (B, K, H), eq. 10
-        weights = torch.cat([self.attention.scores(h, memory["keys"]), self._score(h, sentinel)], dim=-1).softmax(
-            dim=-1
+    def weights(self) -> Weights:
+        """Matrices of the cell (4H, E) and of the sentinel (H, E), first for the word, then for the image."""
+        cell, sentinel, width = self.cell.weight_ih, self.sentinel_x.weight, self.words.embedding.embedding_dim
+        return cell[:, :width], cell[:, width:], sentinel[:, :width], sentinel[:, width:]
+
+    def read(self, word: Tensor, weights: Weights) -> Tensor:
+        """The word's part of the inputs of cell and sentinel, with the biases (..., 5H)."""
+        for_cell, _, for_sentinel, _ = weights
+        word = WORD_SCALE * word
+        return torch.cat(
+            [
+                F.linear(word, for_cell, self.cell.bias_ih + self.cell.bias_hh),
+                F.linear(word, for_sentinel, self.sentinel_h.bias),
+            ],
+            dim=-1,
         )
-        places, beta = weights[..., :-1], weights[..., -1:]  # (B, K, N), (B, K, 1): eq. 12, 13
-        context = places @ memory["values"] + beta * sentinel  # (B, K, H), eq. 11
+
+    def advance(self, read: Tensor, h: Tensor, c: Tensor, memory: Memory, weights: Weights) -> Advance:
+        """Read word and image, then attend with the new state to the positions of the image and the sentinel."""
+        keys, values = memory["keys"], memory["values"]
+        image, (_, for_cell, _, for_sentinel) = self.dropout(memory["image"]), weights
+        of_image = torch.cat([F.linear(image, for_cell), F.linear(image, for_sentinel)], dim=-1)  # (B, 5H)
+        inputs = (read.unflatten(0, (len(image), -1)) + of_image.unsqueeze(1)).flatten(0, 1)  # (R, 5H)
+        of_cell, of_sentinel = inputs.unsafe_split_with_sizes([4 * h.shape[1], h.shape[1]], dim=1)
+        gate = torch.sigmoid(torch.addmm(of_sentinel, h, self.sentinel_h.weight.t()))  # eq. 9
+        h, c = advance_cell(self.cell, of_cell, h, c)
+        sentinel = gate * torch.tanh(c)  # (R, H), eq. 10
+        scores = self.attention.scores(h.unflatten(0, (len(keys), -1)), keys).flatten(0, 1)  # (R, N)
+        looks = torch.cat([scores, self._score(h, sentinel)], dim=-1).softmax(dim=-1)
+        places, beta = looks[:, :-1], looks[:, -1:]  # (R, N), (R, 1): eq. 12, 13
+        context = (places.unflatten(0, (len(keys), -1)) @ values).flatten(0, 1) + beta * sentinel  # (R, H), eq. 11
         return Advance(h, c, (context + h,), places)
 
     def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
@@ -87,6 +107,5 @@ class LSTMAdaptiveDecoder(RecurrentDecoder):
         return self.output(self.dropout(seen))
 
     def _score(self, h: Tensor, sentinel: Tensor) -> Tensor:
-        """Score each state with its own sentinel, both (B, K, H) → (B, K, 1)."""
-        key = self.sentinel_key(sentinel).flatten(0, 1).unsqueeze(1)  # (R, 1, A)
-        return self.attention.scores(h.flatten(0, 1).unsqueeze(1), key).view(*h.shape[:2], 1)
+        """Score each state with its own sentinel, both (R, H) → (R, 1)."""
+        return self.attention.scores(h.unsqueeze(1), self.sentinel_key(sentinel).unsqueeze(1)).squeeze(1)

@@ -10,12 +10,13 @@ Shapes: as in `captionlib.decoders.base`; H state width, E embedding width, P wi
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captionlib.config import DecoderConfig
 from captionlib.decoders.attention import ATTENTION_KINDS
 from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
-from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, advance_cell
+from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, Weights, advance_cell
 
 
 class LSTMAttentionDecoder(RecurrentDecoder):
@@ -58,13 +59,24 @@ class LSTMAttentionDecoder(RecurrentDecoder):
             "attention": values.new_zeros(values.shape[:2]),
         }
 
-    def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
+    def weights(self) -> Weights:
+        """Matrices of the cell for the word (4H, E) and for the context (4H, P)."""
+        matrix, width = self.cell.weight_ih, self.words.embedding.embedding_dim
+        return matrix[:, :width], matrix[:, width:]
+
+    def read(self, word: Tensor, weights: Weights) -> Tensor:
+        """The word's part of the cell's input, with the biases (..., 4H)."""
+        return F.linear(WORD_SCALE * word, weights[0], self.cell.bias_ih + self.cell.bias_hh)
+
+    def advance(self, read: Tensor, h: Tensor, c: Tensor, memory: Memory, weights: Weights) -> Advance:
         """Attend to the image with the last state, then read word and context."""
-        context, weights = self.attention(h, memory["keys"], memory["values"])  # (B, K, P), (B, K, N)
+        keys, values = memory["keys"], memory["values"]
+        context, looks = self.attention(h.unflatten(0, (len(keys), -1)), keys, values)  # (B, K, P), (B, K, N)
+        context = context.flatten(0, 1)  # (R, P)
         if self.gate is not None:
             context = torch.sigmoid(self.gate(h)) * context
-        h, c = advance_cell(self.cell, torch.cat([WORD_SCALE * word, context], dim=-1), h, c)
-        return Advance(h, c, (h, context), weights)
+        h, c = advance_cell(self.cell, torch.addmm(read, context, weights[1].t()), h, c)
+        return Advance(h, c, (h, context), looks.flatten(0, 1))
 
     def outputs(self, word: Tensor, *found: Tensor) -> Tensor:
         """Combine word, state and context (eq. 7)."""

@@ -7,11 +7,12 @@ Shapes: as in `captionlib.decoders.base`; H state width, E embedding width.
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captionlib.config import DecoderConfig
 from captionlib.decoders.base import FeatureProjection, Memory, State, WordTable
-from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, advance_cell
+from captionlib.decoders.recurrent import WORD_SCALE, Advance, RecurrentDecoder, Weights, advance_cell
 
 
 class LSTMInitDecoder(RecurrentDecoder):
@@ -42,9 +43,17 @@ class LSTMInitDecoder(RecurrentDecoder):
         h, c = self.cell(self.dropout(memory["image"]))
         return {"h": h, "c": c}
 
-    def advance(self, word: Tensor, h: Tensor, c: Tensor, memory: Memory) -> Advance:
+    def weights(self) -> Weights:
+        """Nothing beside the parameters."""
+        return ()
+
+    def read(self, word: Tensor, weights: Weights) -> Tensor:
+        """The cell's input, with the biases (..., 4H)."""
+        return F.linear(WORD_SCALE * word, self.cell.weight_ih, self.cell.bias_ih + self.cell.bias_hh)
+
+    def advance(self, read: Tensor, h: Tensor, c: Tensor, memory: Memory, weights: Weights) -> Advance:
         """Read the word (eq. 11)."""
-        h, c = advance_cell(self.cell, WORD_SCALE * word, h, c)
+        h, c = advance_cell(self.cell, read, h, c)
         return Advance(h, c, (h,))
 
     def outputs(self, word: Tensor, *found: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class Failure:
         """Return the reason for stopping and what to do."""
         times = f" ({self.count} times)" if self.count > 1 else ""
         return (
-            f"{self.step} fails at {_named(self.images[-1])}, also when it is tried again: {self.error}{times}. "
+            f"{self.step} fails at {named(self.images[-1])}, also when it is tried again: {self.error}{times}. "
             f"{self.place[:1].upper()}{self.place[1:]}: remove the cause"
         )
 
@@ -88,7 +88,7 @@ class Failures:
             failure = Failure(receipt["reason"], receipt["step"], ids, self._keep(ids, receipt))
             self._failures[key] = failure
             self.say(
-                f"{failure.step} failed at {_named(ids)} on {receipt['node'] or 'an unknown machine'}: "
+                f"{failure.step} failed at {named(ids)} on {receipt['node'] or 'an unknown machine'}: "
                 f"{failure.error}. They are tried again once, in smaller chunks; {failure.place}"
             )
         is_repeated = ids in self._seen or any(
@@ -104,7 +104,7 @@ class Failures:
         """Store the traceback, and describe where."""
         step = re.sub(r"\W+", "-", receipt["step"])
         name = f"{time.strftime('%Y%m%dT%H%M%S')}-{len(self._failures) + 1}-{step}.txt"
-        head = f"{receipt['step']} failed at {_named(ids)} on {receipt['node']}\n\n"
+        head = f"{receipt['step']} failed at {named(ids)} on {receipt['node']}\n\n"
         try:
             self.folder.write(name, (head + receipt["trace"]).encode(errors="replace"))
         except OSError as error:  # the failure itself is reported in any case
@@ -112,5 +112,6 @@ class Failures:
         return f"its traceback is in {self.folder.url}/{name}"
 
 
-def _named(ids: IdRange) -> str:
+def named(ids: IdRange) -> str:
+    """Name the images of a range in a sentence."""
     return f"image {ids.first}" if ids.size == 1 else f"images {ids.first} to {ids.last}"

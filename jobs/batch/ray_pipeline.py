@@ -7,7 +7,7 @@ processes twice does no harm.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ class Pipeline:
     factory: ProcessorFactory
     outputs: Mapping[str, ChunkFiles]
     plan: Plan
+    say: Callable[[str], None] = print
+    """Prints a line for the user."""
     sidecar: Sidecar | None = None
     decoding_bytes: int | None = None
     """Memory that Ray sets aside for each decoding task; None for what it takes by default."""

@@ -33,6 +33,7 @@ from jobs.cli.progress import Progress, format_seconds
 from jobs.cluster.head_watch import HeadWatch, processes_of_ray
 from jobs.cluster.resources import Plan, check_decoding_memory, decoding_bytes, machine_memory_gib, plan
 from jobs.cluster.session import RaySession
+from jobs.cluster.worker_deaths import WorkerDeaths
 from jobs.inputs.reader import image_refs
 from jobs.inputs.sources import Sources
 from jobs.outputs.chunk_files import ChunkFiles, FileCounts
@@ -114,7 +115,15 @@ class Rounds:
             self.on_plan(resources)
             factory = PassthroughColumns(self.job.factory(resources), self.manifest.columns() or NO_COLUMNS)
             room = decoding_bytes(self.settings.source.max_pixels)
-            pipeline = kind(self._decode_stage(resources), factory, self.outputs, resources, self.job.sidecar, room)
+            pipeline = kind(
+                self._decode_stage(resources),
+                factory,
+                self.outputs,
+                resources,
+                self.progress.say,
+                self.job.sidecar,
+                room,
+            )
             self._tracker = self._new_tracker(resources)
             with self.progress:
                 self._work(pipeline, factory, self._tracker, self._chunks(resources))
@@ -148,6 +157,7 @@ class Rounds:
         watch.watched = processes_of_ray()
         if session.address is None:  # the session will end them itself
             stack.callback(setattr, watch, "watched", ())
+        stack.enter_context(WorkerDeaths(say))
         nodes = session.nodes()
         check_decoding_memory(self.settings.source.max_pixels, max(node.memory_gib for node in nodes))
         resources = plan(nodes, work.num_actors, self.job.needs)

@@ -22,6 +22,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from jobs.batch.decode_stage import Chunk, DecodeStage
+from jobs.batch.failures import named
 from jobs.batch.model_stage import ModelStage, ProcessorFactory
 from jobs.batch.ray_pipeline import Pipeline, PipelineError, as_table
 from jobs.batch.settings import WorkSettings
@@ -36,6 +37,8 @@ SMALL_GPU_JOB_IMAGES = 2_000
 """Largest small job with a GPU, which processes more images while Ray would start."""
 ATTEMPTS_PER_CHUNK = 2
 """Number of attempts for a chunk that kills the process."""
+SECONDS_TO_DIE = 10.0
+"""A process whose answers have ended has so long to end itself."""
 
 
 def is_small_job(num_images: int, work: WorkSettings) -> bool:
@@ -72,21 +75,30 @@ class SingleProcessPipeline(Pipeline):
         """
         left, tries = deque(chunks), 0
         while left:
-            with self._process(left) as answers:
+            with self._process(left) as (process, answers):
                 for answer in answers:
                     if isinstance(answer, str):
                         raise PipelineError(f"the model cannot be loaded: {answer}")
                     yield answer
                     left.popleft()
                     tries = 0
+                process.join(SECONDS_TO_DIE)
             tries += 1
-            if left and tries == ATTEMPTS_PER_CHUNK:
+            if not left:
+                return
+            is_last = tries == ATTEMPTS_PER_CHUNK
+            self.say(
+                f"the process that decodes images and runs the model died at {named(left[0].ids)}: "
+                f"{_how_it_died(process.exitcode)}. "
+                + ("They are tried again later, in smaller chunks" if is_last else "Another process tries them again")
+            )
+            if is_last:
                 left.popleft()
                 tries = 0
 
     @contextlib.contextmanager
-    def _process(self, chunks: Sequence[Chunk]) -> Iterator[Iterator[Any]]:
-        """Start a process for the chunks and yield its answers until it finishes or dies."""
+    def _process(self, chunks: Sequence[Chunk]) -> Iterator[tuple[SpawnProcess, Iterator[Any]]]:
+        """Start a process for the chunks; yield it and its answers until it finishes or dies."""
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = SpawnProcess(
             target=_work,
@@ -97,7 +109,7 @@ class SingleProcessPipeline(Pipeline):
             process.start()
         theirs.close()
         try:
-            yield _answers(ours)
+            yield process, _answers(ours)
         finally:
             ours.close()
             process.terminate()
@@ -122,6 +134,14 @@ def _work(
             return
         for chunk in chunks:
             answers.send(worker(fetch(as_table(chunk))).to_pylist()[0])
+
+
+def _how_it_died(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        with contextlib.suppress(ValueError):
+            by = signal.Signals(-exit_code).name
+            return f"ended by {by}" + (", perhaps for want of memory" if by == "SIGKILL" else "")
+    return f"it ended without an exception (exit code {exit_code})"
 
 
 def _answers(pipe: Connection) -> Iterator[Any]:

@@ -1,9 +1,9 @@
 """Captions per second of the default decoder learning from features on a GPU, without Ray: the bare loop.
 
-    python tests/benchmarks/gpu/training.py [--images-per-step 64]
+    python tests/benchmarks/gpu/training.py [--images-per-step 64] [--num-words 2500] [--lengths 8 17]
 
-Random features of the default encoder's shape, five captions of 12 words an image. `steps alone` has its batch on the
-device already; `loop` draws, stacks and copies batches as `jobs.train` does.
+Random features of the default encoder's shape, five captions of 12 words an image by default. `steps alone` has its
+batch on the device already; `loop` draws, stacks and copies batches as `jobs.train` does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from captionlib.training.inputs import FeatureViews, ahead
 from captionlib.training.learner import Learner
 from captionlib.training.settings import TrainingSettings
 
-NUM_IMAGES, NUM_POSITIONS, WIDTH, NUM_WORDS = 4_000, 81, 1280, 2_500
+NUM_IMAGES, NUM_POSITIONS, WIDTH = 4_000, 81, 1280
 
 
 def captions_per_second(learner: Learner, batches: Iterable[Batch]) -> float:
@@ -45,13 +45,15 @@ def captions_per_second(learner: Learner, batches: Iterable[Batch]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images-per-step", type=int, default=64)
+    parser.add_argument("--num-words", type=int, default=2_500, help="in the vocabulary")
+    parser.add_argument("--lengths", type=int, nargs=2, default=(8, 17), help="of captions: from, to (exclusive)")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     generator = np.random.default_rng(0)
     features = generator.standard_normal((NUM_IMAGES, NUM_POSITIONS, WIDTH), np.float32).astype(np.float16)
     captions = [
-        [generator.integers(4, NUM_WORDS, generator.integers(8, 17)).tolist() for _ in range(5)]
+        [generator.integers(4, given.num_words, generator.integers(*given.lengths)).tolist() for _ in range(5)]
         for _ in range(NUM_IMAGES)
     ]
     batches = CaptionBatches(
@@ -60,7 +62,7 @@ def main() -> None:
     settings = TrainingSettings(images_per_step=given.images_per_step)
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     for dtype in (torch.bfloat16, None):
-        decoder = build_decoder(DecoderConfig(), WIDTH, NUM_WORDS).cuda()
+        decoder = build_decoder(DecoderConfig(), WIDTH, given.num_words).cuda()
         learner = Learner(decoder, decoder, settings, steps_per_epoch=len(batches), autocast=dtype)
         some = next(iter(batches.epoch(0)))
         fixed = dataclasses.replace(some, features=some.features.cuda())

@@ -66,10 +66,11 @@ def test_every_image_is_captioned_or_says_why_not(tmp_path, make_images):
     assert rows.error.iloc[20].startswith("EmptyFile")
 
 
-def test_a_process_that_dies_is_replaced(tmp_path, make_images):
+def test_a_process_that_dies_says_so_and_is_replaced(tmp_path, make_images, capsys):
     outcome = run_stub(make_images(20), tmp_path / "out", StubFactory(kill_once=str(tmp_path / "killed")))
     assert (tmp_path / "killed").exists()
     assert outcome.counts == (20, 0)
+    assert "the process that decodes images and runs the model died at images " in capsys.readouterr().err
 
 
 def test_an_image_at_which_the_process_dies_every_time_is_a_row_with_an_error(tmp_path, make_images):

@@ -72,7 +72,7 @@ def test_a_failure_in_a_later_epoch_resumes_from_the_checkpoint(tmp_path, monkey
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_of_two_cpus")
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("kind", ["exception", "killed"])
+@pytest.mark.parametrize("kind", ["exception", "killed", "memory"])
 def test_every_phase_stops_when_it_fails_again(tmp_path, monkeypatch, capsys, phase, kind):
     assert train(tmp_path, monkeypatch, {phase: kind}, times=9) == 1
     printed = capsys.readouterr().err

@@ -5,6 +5,7 @@ import torch
 
 from captionlib.decoders.base import FeatureProjection, LongestFirst, WordTable, choose_inputs
 from captionlib.decoders.transformer import sinusoidal_positions
+from captionlib.vocabulary import EOS
 from tests.unit.decoders.captions import CAPTIONS, pad
 
 
@@ -16,9 +17,15 @@ def test_captions_longest_first() -> None:
     # Words to predict, <eos> among them: 7 3 1, 6 5 -, 4 2 -.
     assert order.num_images == [3, 3, 3, 3, 2, 2, 1]
     assert order.num_captions == [3, 2, 2, 2, 2, 1, 1]
-    assert order.active.sum(dim=-1).tolist() == [[7, 3, 1], [6, 5, 0], [4, 2, 0]]
-    assert torch.equal(order.restore(order.tokens), tokens)
     assert torch.equal(order.tokens.flatten(0, 1), tokens.flatten(0, 1)[order.captions.flatten()])
+    # 3 · 3 + 3 · 3 · 2 + 2 · 2 + 2 · 1 + 1 · 1 places; the first step reads the first word of each caption.
+    assert len(order.places) == 34
+    assert order.places[:9].tolist() == [8 * caption for caption in range(9)]
+    assert order.places[-1] == 6
+    # Captions of the first two steps: that of 1 word ends, and one is missing.
+    assert order.caption_index[:14].tolist() == [3, 4, 5, 7, 6, 0, 2, 3, 4, 7, 6, 0, 2, 3]
+    assert order.targets[:7].tolist() == [9, 6, EOS, 13, 4, 5, 8]
+    assert order.words[:8].tolist() == [0, 1, 2, 3, 4, 6, 7, 9]
 
 
 def test_words_share_their_vectors() -> None:
