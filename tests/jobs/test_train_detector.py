@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from captionlib.captioners.predictor import Predictor
@@ -79,8 +80,9 @@ def test_a_checkpoint_learns_to_detect_words(
     bright = np.full((1, 64, 64, 3), 230, np.uint8)
     words = after.vocabulary
     for pixels, seen, unseen in ((bright, "dog", "man"), (np.zeros_like(bright), "man", "dog")):
-        [found] = predictor.captioner.detect(predictor._encode(pixels))  # type: ignore[union-attr]
-        (here_, there) = (found.probabilities[words.encode([word])[0]] for word in (seen, unseen))
+        detected = predictor.captioner.detect(torch.from_numpy(predictor.features(pixels)))
+        assert detected is not None
+        (here_, there) = (detected[0].probabilities[words.encode([word])[0]] for word in (seen, unseen))
         assert here_ > 0.8 > 0.2 > there
 
     output = tmp_path / "out"
