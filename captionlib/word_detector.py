@@ -43,11 +43,14 @@ class WordDetector(nn.Module):
     def __init__(self, config: DetectorConfig, feature_dim: int, vocabulary_size: int) -> None:
         super().__init__()
         self.frequencies: Tensor
+        self.average_features: Tensor
         self.hidden = nn.Linear(2 * feature_dim, config.hidden_dim)
         self.output = nn.Linear(config.hidden_dim, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self.register_buffer("frequencies", torch.zeros(vocabulary_size))
         """(V,): share of all captions that contain each word."""
+        self.register_buffer("average_features", torch.zeros(feature_dim))
+        """(D,): mean of the features over all images and positions, which stands for no image in particular."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (B, 2D) → logits (B, V)."""
@@ -105,12 +108,12 @@ class DetectedWords:
         """Compute the evidence about a caption for `captionlib.confidence`; see `DETECTOR_SIGNALS` there."""
         information = self.words.information
         expected = self.probabilities * information  # (V,)
-        strongest = float(np.partition(expected, -5)[-5:].sum())
+        strongest = _sum_of_largest(expected, 5)
         content = self.words.among(tokens)
         if not content:
             return 0.0, 0.0, 0.0, strongest
         found = expected[content].sum()
-        likeliest = np.partition(self.probabilities * (information > 0), -8)[-8:].sum()
+        likeliest = _sum_of_largest(self.probabilities * (information > 0), 8)
         gain = np.log(self.probabilities[content] + _SMALLEST) - np.log(self.words.frequencies[content] + _SMALLEST)
         return (
             float(found / information[content].sum()),
@@ -118,3 +121,8 @@ class DetectedWords:
             float(gain.mean()),
             strongest,
         )
+
+
+def _sum_of_largest(values: np.ndarray, count: int) -> float:
+    count = min(count, len(values))
+    return float(np.partition(values, -count)[-count:].sum())

@@ -190,14 +190,12 @@ class Predictor:
     def _caption(
         self, features: Tensor, search: SearchConfig | None, image_ids: Sequence[int] | None
     ) -> list[list[Caption]]:
-        calibrated = self.calibration is not None
-        found, detected = self._find(features, search, image_ids, keep_steps=calibrated)
-        norms = mean_feature_norms(features) if calibrated else [0.0] * len(found)
+        found, detected = self._find(features, search, image_ids, keep_steps=self.calibration is not None)
         limit = (search or self.search).max_tokens
-        return [
-            [self._read(hypothesis, limit, norm, words) for hypothesis in hypotheses]
-            for hypotheses, norm, words in zip(found, norms, detected, strict=True)
-        ]
+        if self.calibration is None:
+            return [[self._read(hypothesis, limit) for hypothesis in of_image] for of_image in found]
+        evidence_of = iter(self._evidence(features, found, detected))
+        return [[self._read(hypothesis, limit, next(evidence_of)) for hypothesis in of_image] for of_image in found]
 
     def evidence(self, pixels: np.ndarray, search: SearchConfig | None = None) -> list[tuple[str, Evidence]]:
         """Caption a batch of pixels; return the best caption of each image and what confidence is computed from.
@@ -214,12 +212,24 @@ class Predictor:
         """
         features = self._encode(pixels)
         found, detected = self._find(features, search, None, keep_steps=True)
-        best = [hypotheses[0] for hypotheses in found]
-        captions = [self.vocabulary.decode(hypothesis.tokens) for hypothesis in best]
-        rows = zip(best, captions, mean_feature_norms(features), detected, strict=True)
+        best = [of_image[:1] for of_image in found]
+        collected = [one for one in self._evidence(features, best, detected) if one is not None]
+        if len(collected) < len(best):
+            raise ValueError(f"the model gave {len(best) - len(collected)} of {len(best)} images no caption")
+        return [(detokenize(one.words), one) for one in collected]
+
+    def _evidence(
+        self, features: Tensor, found: Sequence[Sequence[Hypothesis]], detected: Sequence[DetectedWords | None]
+    ) -> list[Evidence | None]:
+        """Collect the evidence about all captions of a batch, image by image; None about one of no probability."""
+        captions = [hypothesis.tokens for of_image in found for hypothesis in of_image]
+        without = iter(self.captioner.log_probs_without_image(captions) or [[]] * len(captions))
         return [
-            (detokenize(caption), evidence(hypothesis, caption, norm, words))
-            for hypothesis, caption, norm, words in rows
+            evidence(hypothesis, self.vocabulary.decode(hypothesis.tokens), norm, words, without_image)
+            if hypothesis.word_log_probs
+            else None
+            for of_image, norm, words in zip(found, mean_feature_norms(features), detected, strict=True)
+            for hypothesis, without_image in zip(of_image, without, strict=False)
         ]
 
     def _find(
@@ -235,11 +245,11 @@ class Predictor:
             )
         return found, detected or [None] * len(found)
 
-    def _read(self, hypothesis: Hypothesis, limit: int, feature_norm: float, detected: DetectedWords | None) -> Caption:
+    def _read(self, hypothesis: Hypothesis, limit: int, found: Evidence | None = None) -> Caption:
         words = self.vocabulary.decode(hypothesis.tokens)
         confidence = None
-        if self.calibration is not None and hypothesis.word_log_probs:
-            confidence = self.calibration(evidence(hypothesis, words, feature_norm, detected))
+        if self.calibration is not None and found is not None:
+            confidence = self.calibration(found)
         reason: FinishReason = "length" if len(words) >= limit else "end"
         return Caption(detokenize(words), hypothesis.log_prob, len(words), reason, confidence)
 

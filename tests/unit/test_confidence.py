@@ -12,9 +12,10 @@ import pytest
 
 from captionlib.captioners.predictor import Predictor
 from captionlib.checkpoints import CheckpointError, add_confidence, checkpoint_fingerprint, load_checkpoint
-from captionlib.confidence import SIGNALS, Calibration, Evidence, Fitter, cross_validated, evidence
+from captionlib.confidence import DETECTOR_SIGNALS, SIGNALS, Calibration, Evidence, Fitter, cross_validated, evidence
 from captionlib.metrics.calibration import area_under_roc
 from captionlib.search import Hypothesis
+from captionlib.word_detector import ContentWords, DetectedWords
 
 NOTHING = tuple((name, 0.0, 1.0, 0.0) for name in SIGNALS)
 
@@ -142,3 +143,14 @@ def test_the_predictor_gives_confidence_to_every_caption(calibrated: Path, tiny_
             has_a = "a" in caption.text.split()
             logit = 0.1 + 0.5 * (caption.log_prob + 10) / 2 + 0.3 * has_a
             assert caption.confidence == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-6)
+
+
+def test_evidence_of_a_word_detector_by_hand() -> None:
+    found = Hypothesis((4, 5), -3.0, True, word_log_probs=(-1.0, -2.0, -0.1), entropies=(1.0, 2.0, 0.0))
+    words = ContentWords.of(np.array([0, 0, 0, 0, 0.9, 0.1]))
+    detected = DetectedWords(np.array([0, 0, 0, 0, 0.9, 0.5, 0, 0, 0])[:6], words)
+    collected = evidence(found, ["a", "dog"], 3.0, detected, (-1.5, -6.0, -0.2))
+    signals = dict(zip(SIGNALS + DETECTOR_SIGNALS, collected.signals, strict=True))
+    assert signals["log_prob"] == -3
+    assert signals["detected"] == pytest.approx(0.5)
+    assert signals["informed"] == pytest.approx(4.0)  # of the dog: -2 + 6

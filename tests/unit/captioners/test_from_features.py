@@ -3,8 +3,10 @@ import torch
 from torch import nn
 
 from captionlib.captioners.from_features import Captioner
-from captionlib.config import SearchConfig
-from tests.unit.decoders.captions import FEATURE_DIM, POSITIONS, features, small_decoder
+from captionlib.config import DetectorConfig, SearchConfig
+from captionlib.vocabulary import BOS, EOS
+from captionlib.word_detector import WordDetector
+from tests.unit.decoders.captions import FEATURE_DIM, NUM_WORDS, POSITIONS, features, small_decoder
 
 
 class Patches(nn.Module):
@@ -64,3 +66,48 @@ def test_searching_leaves_no_gradients_behind() -> None:
     [[caption]] = captioner.caption_features(features(1).requires_grad_(), SearchConfig(), keep_attention=True)
     assert caption.attention is not None
     assert not caption.attention.requires_grad
+
+
+def test_log_probs_without_an_image_are_those_of_the_average_features() -> None:
+    torch.manual_seed(0)
+    decoder = small_decoder("lstm_attention-additive").eval()
+    detector = WordDetector(DetectorConfig(hidden_dim=2), FEATURE_DIM, NUM_WORDS).eval()
+    average = torch.randn(FEATURE_DIM)
+    detector.average_features.copy_(average)
+    captioner = Captioner(None, decoder, detector)
+    captions = [(5, 4), (4, 5, 6, 4), ()]
+    found = captioner.log_probs_without_image(captions)
+    assert found is not None
+    memory = decoder.memory(average.view(1, 1, -1))
+    for caption, log_probs in zip(captions, found, strict=True):
+        state, expected = decoder.start(memory), []
+        for word, following in zip((BOS, *caption), (*caption, EOS), strict=True):
+            step, state = decoder.step(torch.tensor([word]), state, memory)
+            expected.append(float(step[0, following].detach()))
+        assert log_probs == pytest.approx(expected, abs=1e-5)
+    assert Captioner(None, decoder).log_probs_without_image(captions) is None
+
+
+def test_a_word_detector_chooses_among_the_beam() -> None:
+    torch.manual_seed(0)
+    decoder = small_decoder("lstm_attention-additive").eval()
+    detector = WordDetector(DetectorConfig(hidden_dim=2), FEATURE_DIM, NUM_WORDS).eval()
+    detector.frequencies.fill_(0.1)
+    with torch.no_grad():
+        detector.output.weight.zero_()
+    images = features(2)
+    beam = Captioner(None, decoder).caption_features(images, SearchConfig(beam_width=4, num_captions=4, max_tokens=5))
+    last = beam[0][-1]  # the least probable caption of the first image
+    wanted = [word for word in last.tokens if all(word not in other.tokens for other in beam[0][:-1])]
+    with torch.no_grad():
+        detector.output.bias.fill_(-5.0)
+        detector.output.bias[wanted or list(last.tokens)] = 5.0
+    captioner = Captioner(None, decoder, detector)
+    config = SearchConfig(beam_width=4, max_tokens=5, detector_weight=1000.0)
+    chosen = captioner.caption_features(images, config)[0][0]
+    detected = captioner.detect(images)
+    assert detected is not None
+    assert chosen == max(beam[0], key=lambda h: detected[0].log_probability(h.tokens))
+    assert captioner.caption_features(images, config, detected=detected)[0][0] == chosen
+    unweighted = captioner.caption_features(images, SearchConfig(beam_width=4, max_tokens=5))
+    assert unweighted[0][0] == beam[0][0]
