@@ -38,11 +38,10 @@ SIGNALS = (
     "feature_norm",
 )
 """Names of the signals, in the order of `Evidence.signals`; `evidence` computes them."""
-DETECTOR_SIGNALS = ("detected", "detected_share", "detected_gain", "detectable", "informed")
+DETECTOR_SIGNALS = ("detected", "detected_share", "detected_gain", "detectable")
 """Names of the signals of captioners with a word detector: how probable the content words of the caption are, each
 weighted by -log of its frequency; how much of what the detector expects they cover; how much more probable they are
-than in other images; how much the detector expects of this image at all; and the largest gain of a word's
-log-probability over that without an image (pointwise mutual information)."""
+than in other images; and how much the detector expects of this image at all."""
 RIGHT_ABOVE = 0.5
 """CIDEr-D of an image above which its caption counts as right."""
 
@@ -61,7 +60,6 @@ def evidence(
     words: Sequence[str],
     feature_norm: float,
     detected: DetectedWords | None = None,
-    without_image: Sequence[float] = (),
 ) -> Evidence:
     """Collect the evidence about a caption.
 
@@ -73,8 +71,6 @@ def evidence(
         words: the words of the hypothesis.
         feature_norm: Euclidean norm of the image's mean feature vector.
         detected: what the captioner's word detector says about the image, if it has one.
-        without_image: with a word detector, the log-probability of each word without the image
-            (`Captioner.log_probs_without_image`).
 
     Raises:
         UserError: the search did not keep its steps.
@@ -99,10 +95,7 @@ def evidence(
         feature_norm,
     )
     assert len(signals) == len(SIGNALS)
-    if detected is None:
-        return Evidence(tuple(words), signals)
-    informed = max(here - there for here, there in zip(log_probs, without_image, strict=False))
-    return Evidence(tuple(words), (*signals, *detected.signals(hypothesis.tokens), float(informed)))
+    return Evidence(tuple(words), signals if detected is None else signals + detected.signals(hypothesis.tokens))
 
 
 def mean_feature_norms(features: Tensor) -> list[float]:

@@ -43,14 +43,11 @@ class WordDetector(nn.Module):
     def __init__(self, config: DetectorConfig, feature_dim: int, vocabulary_size: int) -> None:
         super().__init__()
         self.frequencies: Tensor
-        self.average_features: Tensor
         self.hidden = nn.Linear(2 * feature_dim, config.hidden_dim)
         self.output = nn.Linear(config.hidden_dim, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         self.register_buffer("frequencies", torch.zeros(vocabulary_size))
         """(V,): share of all captions that contain each word."""
-        self.register_buffer("average_features", torch.zeros(feature_dim))
-        """(D,): mean of the features over all images and positions, which stands for no image in particular."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Pooled features (B, 2D) → logits (B, V)."""

@@ -12,7 +12,6 @@ from captionlib.config import SearchConfig
 from captionlib.decoders.base import Decoder
 from captionlib.search import Hypothesis, search
 from captionlib.search.rerank import rerank
-from captionlib.vocabulary import BOS, EOS, PAD
 from captionlib.word_detector import DetectedWords, WordDetector
 
 
@@ -45,29 +44,6 @@ class Captioner(nn.Module):
     def detect(self, features: Tensor) -> list[DetectedWords] | None:
         """Detect the words of images with features (B, N, D); None without a word detector."""
         return None if self.detector is None else self.detector.detect(features)
-
-    @torch.inference_mode()
-    def log_probs_without_image(self, captions: Sequence[Sequence[int]]) -> list[list[float]] | None:
-        """Compute the log-probability of each word of captions, and of `<eos>`, for the mean of all images.
-
-        Args:
-            captions: M captions as word ids, without `<bos>` and `<eos>`.
-
-        Returns:
-            M lists; None without a word detector, which stores that mean.
-        """
-        if self.detector is None or not captions:
-            return None
-        rows = [[BOS, *caption, EOS] for caption in captions]
-        width = max(map(len, rows))
-        tokens = torch.tensor([row + [PAD] * (width - len(row)) for row in rows]).unsqueeze(0)  # (1, M, T)
-        # All captions share one image with one position, so that attention costs next to nothing.
-        output = self.decoder(self.detector.average_features.view(1, 1, -1), tokens)
-        chosen = output.logits.float().log_softmax(dim=-1).gather(1, output.targets.unsqueeze(1)).squeeze(1)
-        found: list[list[float]] = [[] for _ in captions]
-        for caption, log_prob in zip(output.captions.tolist(), chosen.tolist(), strict=True):
-            found[caption].append(log_prob)  # the words of a caption are in their order
-        return found
 
     @torch.inference_mode()
     def caption_features(

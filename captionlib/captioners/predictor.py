@@ -222,14 +222,12 @@ class Predictor:
         self, features: Tensor, found: Sequence[Sequence[Hypothesis]], detected: Sequence[DetectedWords | None]
     ) -> list[Evidence | None]:
         """Collect the evidence about all captions of a batch, image by image; None about one of no probability."""
-        captions = [hypothesis.tokens for of_image in found for hypothesis in of_image]
-        without = iter(self.captioner.log_probs_without_image(captions) or [[]] * len(captions))
         return [
-            evidence(hypothesis, self.vocabulary.decode(hypothesis.tokens), norm, words, without_image)
+            evidence(hypothesis, self.vocabulary.decode(hypothesis.tokens), norm, words)
             if hypothesis.word_log_probs
             else None
             for of_image, norm, words in zip(found, mean_feature_norms(features), detected, strict=True)
-            for hypothesis, without_image in zip(of_image, without, strict=False)
+            for hypothesis in of_image
         ]
 
     def _find(

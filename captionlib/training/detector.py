@@ -79,7 +79,6 @@ def train_detector(
     mean, scale = _standardisation(views)
     detector = WordDetector(config, views[0].shape[1] // 2, shares.shape[1])
     detector.frequencies.copy_(frequencies)
-    detector.average_features.copy_(mean[: len(mean) // 2])
     with torch.no_grad():  # the first steps would otherwise only learn how frequent the words are
         detector.output.bias.copy_(torch.logit(frequencies.clamp(1e-5, 1 - 1e-5)))
     optimizer = torch.optim.Adam(detector.parameters(), settings.learning_rate)

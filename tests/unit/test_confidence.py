@@ -148,9 +148,9 @@ def test_the_predictor_gives_confidence_to_every_caption(calibrated: Path, tiny_
 def test_evidence_of_a_word_detector_by_hand() -> None:
     found = Hypothesis((4, 5), -3.0, True, word_log_probs=(-1.0, -2.0, -0.1), entropies=(1.0, 2.0, 0.0))
     words = ContentWords.of(np.array([0, 0, 0, 0, 0.9, 0.1]))
-    detected = DetectedWords(np.array([0, 0, 0, 0, 0.9, 0.5, 0, 0, 0])[:6], words)
-    collected = evidence(found, ["a", "dog"], 3.0, detected, (-1.5, -6.0, -0.2))
+    detected = DetectedWords(np.array([0, 0, 0, 0, 0.9, 0.5]), words)
+    collected = evidence(found, ["a", "dog"], 3.0, detected)
     signals = dict(zip(SIGNALS + DETECTOR_SIGNALS, collected.signals, strict=True))
     assert signals["log_prob"] == -3
     assert signals["detected"] == pytest.approx(0.5)
-    assert signals["informed"] == pytest.approx(4.0)  # of the dog: -2 + 6
+    assert signals["detectable"] == pytest.approx(0.5 * -math.log(0.1 + 1e-4))

@@ -4,7 +4,6 @@ from torch import nn
 
 from captionlib.captioners.from_features import Captioner
 from captionlib.config import DetectorConfig, SearchConfig
-from captionlib.vocabulary import BOS, EOS
 from captionlib.word_detector import WordDetector
 from tests.unit.decoders.captions import FEATURE_DIM, NUM_WORDS, POSITIONS, features, small_decoder
 
@@ -66,26 +65,6 @@ def test_searching_leaves_no_gradients_behind() -> None:
     [[caption]] = captioner.caption_features(features(1).requires_grad_(), SearchConfig(), keep_attention=True)
     assert caption.attention is not None
     assert not caption.attention.requires_grad
-
-
-def test_log_probs_without_an_image_are_those_of_the_average_features() -> None:
-    torch.manual_seed(0)
-    decoder = small_decoder("lstm_attention-additive").eval()
-    detector = WordDetector(DetectorConfig(hidden_dim=2), FEATURE_DIM, NUM_WORDS).eval()
-    average = torch.randn(FEATURE_DIM)
-    detector.average_features.copy_(average)
-    captioner = Captioner(None, decoder, detector)
-    captions = [(5, 4), (4, 5, 6, 4), ()]
-    found = captioner.log_probs_without_image(captions)
-    assert found is not None
-    memory = decoder.memory(average.view(1, 1, -1))
-    for caption, log_probs in zip(captions, found, strict=True):
-        state, expected = decoder.start(memory), []
-        for word, following in zip((BOS, *caption), (*caption, EOS), strict=True):
-            step, state = decoder.step(torch.tensor([word]), state, memory)
-            expected.append(float(step[0, following].detach()))
-        assert log_probs == pytest.approx(expected, abs=1e-5)
-    assert Captioner(None, decoder).log_probs_without_image(captions) is None
 
 
 def test_a_word_detector_chooses_among_the_beam() -> None:
