@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_TO_END = 10.0
 SECONDS_BETWEEN_SAME = 60.0
 """A sentence is not repeated earlier: an image may kill one process after the other."""
 _SYSTEM_ERROR, _OUT_OF_MEMORY = 0, 4
@@ -31,17 +32,19 @@ class WorkerDeaths:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="worker deaths", daemon=True)
         self._models: set[Process] = set()
         self._num_restarts = 0
         self._reported: set[Process] = set()
         self._said: dict[str, float] = {}
 
     def __enter__(self) -> WorkerDeaths:
-        threading.Thread(target=self._watch, name="worker deaths", daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
+        self._thread.join(SECONDS_TO_END)  # Ray may end next, and must not be asked while it does
 
     def _watch(self) -> None:
         while not self._is_over.wait(SECONDS_BETWEEN_LOOKS):
