@@ -129,6 +129,7 @@ class DetectorConfig:
     hidden_dim: int = 512
     """Width of the hidden layer."""
     dropout: float = 0.3
+    """Dropout of the pooled features and of the hidden layer in training."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "detector.", hidden_dim=at_least(1), dropout=BELOW_ONE)

@@ -3,9 +3,9 @@
     python -m jobs.extract_features flickr8k/Images features --encoder.checkpoint runs/mine/best
     python -m jobs.train_detector runs/mine/best features runs/mine/detecting --data flickr8k,flickr8k,train
 
-A word detector predicts from an image which words people would use. The captions of a beam are re-ranked by it, and
-`jobs.calibrate`, which comes after this command, computes the confidence from it as well. The encoder and the decoder
-stay as they are. It takes minutes on a CPU, and Ray is not needed.
+A word detector predicts from an image which words people would use. The captions of a beam are re-ranked by it, and the
+confidence is computed from it as well: run jobs.calibrate after this command. The encoder and the decoder stay as they
+are. It takes minutes on a CPU, and Ray is not needed.
 """
 
 from __future__ import annotations

@@ -180,6 +180,7 @@ class DetectorTraining:
     """Settings of the training of a word detector, see `captionlib.training.detector`."""
 
     epochs: int = 10
+    """Number of passes over the images."""
     images_per_step: int = 64
     learning_rate: float = 1e-3
     """Learning rate of Adam in the first step; it falls to 0 on a cosine."""
