@@ -9,9 +9,7 @@ about a thousand images that the checkpoint was not trained on. Ray is not neede
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +70,7 @@ def calibrate(settings: CalibrateSettings) -> int:
         UserError, OSError: the images, the output or the checkpoint cannot be used.
     """
     from captionlib.captioners.predictor import Predictor
-    from captionlib.checkpoints import CONFIG, add_confidence, load_checkpoint, resolve_checkpoint
+    from captionlib.checkpoints import add_confidence, changed_copy, load_checkpoint, resolve_checkpoint
     from captionlib.confidence import Fitter, cross_validated
     from captionlib.metrics.calibration import area_under_roc, expected_calibration_error, reliability
     from jobs.evaluation.inputs import read_captioned_images
@@ -98,13 +96,8 @@ def calibrate(settings: CalibrateSettings) -> int:
     error = expected_calibration_error(probabilities, is_right)
     names = ", ".join(f"{kind} {split}" for kind, _, split, *_ in (text.split(",") for text in settings.data))
     model = replace(fitted, fitted_on=names, area_under_roc=auc, calibration_error=error)
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "checkpoint"
-        shutil.copytree(directory, draft)
+    with changed_copy(directory, output) as draft:
         add_confidence(draft, model)
-        # config.json is written last, so that a folder that contains it is complete.
-        for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
-            output.write(file.name, file.read_bytes())
     print(f"{len(found)} captions, {sum(is_right)} right; cross-validated in {settings.folds} parts:")
     print(f"area under the ROC curve {auc:.3f}, expected calibration error {error:.3f}")
     per_word = [evidence.signals[1] for evidence in found]

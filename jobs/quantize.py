@@ -10,7 +10,6 @@ room. They are converted back when it is loaded, so the decoder is as fast as be
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import time
@@ -76,9 +75,9 @@ def quantize(settings: QuantizeSettings) -> int:
         UserError, OSError: the photos, the output or the checkpoint cannot be used.
     """
     from captionlib.checkpoints import (
-        CONFIG,
         WEIGHTS,
         add_int8_encoder,
+        changed_copy,
         compress_weights,
         load_checkpoint,
         load_weights,
@@ -108,13 +107,9 @@ def quantize(settings: QuantizeSettings) -> int:
         quantize_encoder(encoder, config.preprocessing, measured, graph)
         cosine = similarity(encoder, config.preprocessing, graph, compared)
         rates = _rates(checkpoint.fingerprint, encoder, graph, compared, num_cpus())
-        draft = Path(folder) / "checkpoint"
-        shutil.copytree(directory, draft)
-        add_int8_encoder(draft, graph.read_bytes())
-        sizes = compress_weights(draft) if settings.eight_bit_decoder else None
-        # config.json is written last, so that a folder that contains it is complete.
-        for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
-            output.write(file.name, file.read_bytes())
+        with changed_copy(directory, output) as draft:
+            add_int8_encoder(draft, graph.read_bytes())
+            sizes = compress_weights(draft) if settings.eight_bit_decoder else None
     print(
         f"{config.name} on this machine: {rates[0]:.0f} images/s in float32, {rates[1]:.0f} in 8-bit integers\n"
         f"features compared on {len(compared)} photos: mean cosine {cosine:.3f}"

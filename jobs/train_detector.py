@@ -10,9 +10,7 @@ are. It takes minutes on a CPU, and Ray is not needed.
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +78,7 @@ def train(settings: TrainDetectorSettings) -> int:
     Raises:
         UserError, OSError: the data, the output or the checkpoint cannot be used.
     """
-    from captionlib.checkpoints import CONFIG, add_detector, load_checkpoint, resolve_checkpoint
+    from captionlib.checkpoints import add_detector, changed_copy, load_checkpoint, resolve_checkpoint
     from captionlib.training.detector import mean_loss, train_detector
     from jobs.evaluation.inputs import read_captioned_images
 
@@ -103,13 +101,8 @@ def train(settings: TrainDetectorSettings) -> int:
         dev, dev_shares = _examples(stores[:1], read_captioned_images("--dev", settings.dev), checkpoint.vocabulary)
         here, without = mean_loss(detector, dev[0], dev_shares)
         print(f"{settings.dev}: loss {here:.2f}; of the frequencies of the words alone {without:.2f}")
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Path(folder) / "checkpoint"
-        shutil.copytree(directory, draft)
+    with changed_copy(directory, output) as draft:
         add_detector(draft, detector, settings.detector, settings.weight)
-        # config.json is written last, so that a folder that contains it is complete.
-        for file in sorted(draft.iterdir(), key=lambda file: file.name == CONFIG):
-            output.write(file.name, file.read_bytes())
     if checkpoint.confidence is not None:
         print("the calibration of confidence was removed, because captions change: run python -m jobs.calibrate")
     print(f"written to {output.url}")

@@ -237,9 +237,11 @@ class Predictor:
         # Two concurrent searches would only share the device. Meanwhile a second thread can encode its batch.
         with self._one_search:
             features = features.to(self.device)
-            detected = self.captioner.detect(features)
+            search = search or self.search
+            # Steps are kept for the evidence, of which the detected words are a part.
+            detected = self.captioner.detect(features) if keep_steps or search.reranks else None
             found = self.captioner.caption_features(
-                features, search or self.search, image_ids, keep_steps=keep_steps, detected=detected
+                features, search, image_ids, keep_steps=keep_steps, detected=detected
             )
         return found, detected or [None] * len(found)
 

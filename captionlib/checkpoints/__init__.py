@@ -20,6 +20,7 @@ from captionlib.checkpoints.files import (
     checkpoint_fingerprint,
 )
 from captionlib.checkpoints.locate import check_checkpoint_visible, resolve_checkpoint
+from captionlib.checkpoints.publish import changed_copy, publish_checkpoint
 from captionlib.checkpoints.read import Checkpoint, CheckpointConfig, check_checkpoint, load_checkpoint, read_config
 from captionlib.checkpoints.weights import load_weights, weights_fingerprint
 from captionlib.checkpoints.write import (
@@ -42,12 +43,14 @@ __all__ = [
     "add_confidence",
     "add_detector",
     "add_int8_encoder",
+    "changed_copy",
     "check_checkpoint",
     "check_checkpoint_visible",
     "checkpoint_fingerprint",
     "compress_weights",
     "load_checkpoint",
     "load_weights",
+    "publish_checkpoint",
     "read_config",
     "resolve_checkpoint",
     "save_checkpoint",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from captionlib.captioners.from_features import Captioner
-from captionlib.checkpoints import CONFIG, save_checkpoint, weights_fingerprint
+from captionlib.checkpoints import publish_checkpoint, save_checkpoint, weights_fingerprint
 from captionlib.config import to_dict
 from captionlib.decoders import build_decoder
 from captionlib.errors import UserError
@@ -57,9 +56,7 @@ def export_best(prepared: Prepared, encoder: nn.Module | None, result: Any, repo
             training=training,
             card=_model_card(prepared, training),
         )
-        # config.json is written last, so that a folder that contains it is complete.
-        for file in sorted(Path(directory).iterdir(), key=lambda file: file.name == CONFIG):
-            folder.write(file.name, file.read_bytes())
+        publish_checkpoint(directory, folder)
     return folder.url
 
 
