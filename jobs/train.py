@@ -14,14 +14,16 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cli.arguments import parse
-from jobs.training.settings import TrainSettings
+from jobs.training.settings import TrainSettings, defaults_of
 
 PROG = "python -m jobs.train"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0 finished, 1 stopped early, 2 invalid request, 130 interrupted."""
-    settings = parse(TrainSettings, argv, prog=PROG, description=__doc__ or "").resolved()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    defaults = defaults_of(arguments)
+    settings = parse(TrainSettings, arguments, prog=PROG, description=__doc__ or "", defaults=defaults).resolved()
     from jobs.cli.exit_codes import run_command
 
     return run_command(PROG, lambda: train(settings))

@@ -74,12 +74,26 @@ def _tidy_stdout() -> Iterator[None]:
 def peek(argv: Sequence[str], name: str) -> str | None:
     """Return the value of one flag before the whole command line is parsed; None if the flag is absent."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument(f"--{name}")
+    parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest="value")
     try:
-        value: str | None = getattr(parser.parse_known_args(list(argv))[0], name)
+        value: str | None = parser.parse_known_args(list(argv))[0].value
     except argparse.ArgumentError:
         return None  # the flag has no value, which the real parser reports
     return value
+
+
+def peek_setting(argv: Sequence[str], name: str) -> str | None:
+    """Return the text of a setting from its flag or, without that, from the settings file; None if it is in neither.
+
+    Raises:
+        UserError: the settings file cannot be read.
+    """
+    value, path = peek(argv, name), peek(argv, "config")
+    if value is not None or path is None:
+        return value
+    stored = {str(key).replace("_", "-"): text for key, text in _read_mapping(Path(path)).items()}
+    found = stored.get(name)
+    return found if isinstance(found, str) else None
 
 
 def _check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
@@ -122,7 +136,7 @@ def read_file(
     flat = {
         field.name: group
         for group in ("source", "work", "faults", "access", "captioner")
-        if group in hints
+        if dataclasses.is_dataclass(hints.get(group))
         for field in dataclasses.fields(hints[group])
     }
     for key, value in stored.items():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from captionlib.checkpoints import read_config, resolve_checkpoint
 from captionlib.config import DecoderConfig, SearchConfig
 from captionlib.errors import UserError
 from captionlib.ranges import NOT_NEGATIVE, at_least, check_ranges
 from captionlib.storage.folder import Folder
 from captionlib.training.settings import TrainingSettings
+from jobs.cli.arguments import peek_setting
 from jobs.cli.encoder import EncoderSettings
 
 
@@ -61,7 +64,8 @@ same settings is resumed."""
     """Run the encoder in every step, on original or augmented images; it can be trained as well."""
     encoder: TrainEncoderSettings = field(default_factory=TrainEncoderSettings)
     start_from: str | None = None
-    """Checkpoint whose decoder and vocabulary the run starts from, such as `best` of another run, or `default`."""
+    """Checkpoint whose decoder and vocabulary the run starts from, such as `best` of another run, or `default`. The
+defaults of --decoder and --search are its own."""
     start_words: Literal["same", "extended", "anew"] = "same"
     """Vocabulary with `--start-from`. `same`: the checkpoint's. `extended`: the checkpoint's and the words that are
     frequent in the captions. `anew`: only the words that are frequent in the captions. Frequent means
@@ -155,3 +159,18 @@ probabilities (see --training.teacher-share). On features, decoders trained on t
             encoder=replace(self.encoder, checkpoint=checkpoint(self.encoder.checkpoint)),
             data=data,
         )
+
+
+def defaults_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the defaults of a command line: with `--start-from`, decoder and search of that checkpoint.
+
+    Its word detector is left out, because a trained decoder has none until `jobs.train_detector` makes one.
+    """
+    try:
+        source = peek_setting(arguments, "start-from")
+        if source is None:
+            return {}
+        start = read_config(resolve_checkpoint(source))
+    except (OSError, UserError):
+        return {}  # the job says what is wrong with the settings file or the checkpoint
+    return {"decoder": start.model.decoder, "search": replace(start.search, detector_weight=0.0)}

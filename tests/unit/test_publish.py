@@ -28,7 +28,12 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_config_is_written_last(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
     write = Folder.write
-    monkeypatch.setattr(Folder, "write", lambda self, name, data: (order.append(name), write(self, name, data))[1])
+
+    def write_and_note(self: Folder, name: str, data: bytes) -> None:
+        order.append(name)
+        write(self, name, data)
+
+    monkeypatch.setattr(Folder, "write", write_and_note)
     publish_checkpoint(original, Folder.of(str(tmp_path / "output")))
     assert sorted(order) == sorted(FILES)
     assert order[-1] == CONFIG

@@ -6,7 +6,7 @@ import pytest
 
 from captionlib.config import SearchConfig
 from jobs.batch.settings import CaptionSettings
-from jobs.cli.arguments import parse, peek
+from jobs.cli.arguments import parse, peek, peek_setting
 
 
 def settings(*argv, defaults=None):
@@ -111,6 +111,17 @@ def test_one_flag_can_be_looked_at_before_the_others():
     assert peek(["a", "b", "--model=m"], "model") == "m"
     assert peek(["a", "b"], "model") is None
     assert peek(["a", "b", "--model"], "model") is None
+    assert peek(["a", "--start-from", "m"], "start-from") == "m"
+    assert peek(["a", "--start_from=m"], "start-from") == "m"
+
+
+def test_one_setting_can_be_looked_at_in_the_settings_file(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("start_from: of_the_file\n")
+    assert peek_setting(["--config", str(file)], "start-from") == "of_the_file"
+    assert peek_setting(["--config", str(file), "--start-from", "of_the_flag"], "start-from") == "of_the_flag"
+    assert peek_setting(["--config", str(file)], "model") is None
+    assert peek_setting([], "start-from") is None
 
 
 @pytest.mark.parametrize(
