@@ -47,20 +47,21 @@ def print_summary(outcome: RunResult, verb: str) -> None:
 
 
 def print_captions(outcome: RunResult, count: int) -> None:
-    """Print a table of captions that are spread evenly over all images."""
+    """Print a table of captions that are spread evenly over all images, with their confidence if the model gives it."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("image", "caption", "log p")
-    for row in _sample(outcome, count, failed=False):
+    rows = _sample(outcome, count, failed=False)
+    calibrated = any(row["confidence"] is not None for row in rows)
+    column, decimals = ("confidence", 2) if calibrated else ("log_prob", 1)
+    table = Table("image", "caption", "confidence" if calibrated else "log p")
+    for row in rows:
+        value = row[column]
         # As text, so that brackets in a name are not taken for markup.
-        table.add_row(Text(printable(short_name(row["path"]))), Text(row["caption"]), _one_decimal(row["log_prob"]))
+        name, caption = Text(printable(short_name(row["path"]))), Text(row["caption"])
+        table.add_row(name, caption, "" if value is None else f"{value:.{decimals}f}")
     Console().print(table)
-
-
-def _one_decimal(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
 
 
 def short_name(path: str) -> str:
